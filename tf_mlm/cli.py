@@ -1,0 +1,210 @@
+"""From the command line to a call, and from what ends it early to one line and an exit code."""
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tf_mlm import hub, runtime
+from tf_mlm.config import Config, dump_config, load_config, nearest, setting_fields
+from tf_mlm.errors import HubOutOfReach, Interrupted, NonFiniteLoss, Refused
+
+SHORT_FLAGS = {
+    "--epochs": "training.epochs",
+    "--batch-size": "training.batch_size",
+    "--learning-rate": "optimizer.learning_rate",
+    "--model": "model.name",
+    "--dataset": "data.dataset",
+    "--seed": "training.seed",
+}
+_SAMPLE_CONFIG = Path(__file__).parent.parent / "configs" / "sample.toml"
+_MAY_CHANGE_ON_RESUME = ("training.log_every", "checkpoint.every_minutes", "checkpoint.every_steps", "checkpoint.keep")
+_NEWEST = Path()  # --resume without a name
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        unknown = message.partition("unrecognized arguments: ")[2].split(" ")[0].partition("=")[0]
+        if unknown.startswith("-"):
+            known = [option for action in self._actions for option in action.option_strings]
+            message = f"unknown flag {unknown}{nearest(unknown, known) if self._near(unknown, known) else ''}; see --help"
+        raise Refused(message)
+
+    @staticmethod
+    def _near(name: str, known: list[str]) -> bool:
+        return nearest(name, known).startswith("; did you mean")
+
+
+def train_main(argv: list[str] | None = None) -> int:
+    """`python train.py`: returns the exit code."""
+    return _run(_train, argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`python -m tf_mlm COMMAND`: returns the exit code."""
+    return _run(_use, argv)
+
+
+def _run(command: Callable[[list[str]], None], argv: list[str] | None) -> int:
+    try:
+        command(sys.argv[1:] if argv is None else argv)
+        return 0
+    except (Refused, NonFiniteLoss, Interrupted) as error:
+        print(f"error: {error}" if not isinstance(error, Interrupted) else error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except OSError as error:
+        print(f"error: input/output failed: {error}; what was written before is whole", file=sys.stderr)
+        return 4
+
+
+def _train_parser() -> _Parser:
+    parser = _Parser(
+        prog="train.py",
+        description="Adapt a masked language model to a text. Settings: defaults < --config < the flags given.",
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=44, width=120),
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings as TOML, such as configs/imdb.toml")
+    for flag, name in SHORT_FLAGS.items():
+        parser.add_argument(flag, dest=name, metavar="VALUE", default=argparse.SUPPRESS, help=f"short for --{name}")
+    parser.add_argument("--output-dir", type=Path, metavar="DIR", help="the run directory; runs/<config name>-<time>")
+    parser.add_argument(
+        "--resume", type=Path, nargs="?", const=_NEWEST, metavar="RUN", help="continue that run, or the newest unfinished"
+    )
+    parser.add_argument("--plan", action="store_true", help="say what would happen, train nothing")
+    parser.add_argument("--print-config", action="store_true", help="the resolved settings as TOML, and stop")
+    parser.add_argument("--verbose", action="store_true", help="let TensorFlow say all it wants to")
+    groups: dict[str, Any] = {}
+    for name, field in setting_fields().items():
+        section = name.partition(".")[0]
+        group = groups.get(section) or groups.setdefault(section, parser.add_argument_group(f"[{section}]"))
+        many = {"nargs": "+"} if isinstance(field.default.default, tuple) else {}
+        flag = {"nargs": "?", "const": "true"} if field.type is bool else {}
+        group.add_argument(
+            f"--{name}",
+            dest=name,
+            metavar="VALUE",
+            default=argparse.SUPPRESS,
+            help=f"{field.default.description} [{_shown(field.default.default)}]".replace("%", "%%"),
+            **many,
+            **flag,
+        )
+    return parser
+
+
+def _shown(default: Any) -> str:
+    return f"{len(default)} sentences" if isinstance(default, tuple) else repr(default)
+
+
+def _train(argv: list[str]) -> None:
+    arguments = _train_parser().parse_args(argv)
+    overrides = {name: value for name, value in vars(arguments).items() if "." in name}
+    config = load_config(arguments.config, overrides)
+    if arguments.print_config:
+        print(dump_config(config), end="")
+        return
+    # Only a request that names nothing may be met with the sample.
+    is_bare = arguments.config is None and overrides.keys() <= {"training.epochs", "training.seed"}
+    try:
+        _train_or_resume(config, arguments, bool(overrides or arguments.config))
+    except HubOutOfReach as error:
+        if not is_bare or arguments.resume is not None and arguments.output_dir is None:
+            raise
+        banner = (
+            f"{'=' * 100}\nTHE HUB IS OUT OF REACH, SO THIS IS THE SAMPLE: a small DistilBERT from random weights on the "
+            f"corpus that\ncomes with tf_mlm (configs/sample.toml).\nNot done: {error}\n{'=' * 100}"
+        )
+        print(banner, flush=True)
+        arguments.config = _SAMPLE_CONFIG
+        _train_or_resume(load_config(_SAMPLE_CONFIG, overrides), arguments, bool(overrides))
+        print(banner)
+
+
+def _train_or_resume(config: Config, arguments: argparse.Namespace, is_named: bool) -> None:
+    from tf_mlm.training.run_directory import RunDirectory, new_run_path, newest_unfinished_run
+
+    name = arguments.config.stem if arguments.config else "imdb"
+    path = arguments.output_dir or new_run_path(name)
+    if arguments.resume is not None:
+        resumed = arguments.resume if arguments.resume != _NEWEST else arguments.output_dir
+        if resumed is None:
+            resumed = newest_unfinished_run(Path("runs"))
+            if resumed is None:
+                raise Refused("--resume: there is no unfinished run under runs/; name one, or start one without --resume")
+        if arguments.resume != _NEWEST or (resumed / "config.toml").exists():
+            return _resume(resumed, config, is_named)
+    _start_libraries(config, arguments.verbose)
+    from tf_mlm.training.train import plan, train
+
+    if arguments.plan:
+        return plan(config)
+    run = RunDirectory.create(path)
+    try:
+        train(config, run)
+    except Refused:
+        run.discard()
+        raise
+    finally:
+        run.release()
+
+
+def _resume(path: Path, config: Config, is_named: bool) -> None:
+    from tf_mlm.training.run_directory import RunDirectory
+
+    run = RunDirectory.open(path)
+    try:
+        stored = load_config(run.config_path)
+        if is_named:
+            _check_same(path, stored, config)
+            stored = config
+        if run.is_finished():
+            print(f"{path} is a finished run; nothing to do. To train on, start a new run with --model {path}/model")
+            return
+        _start_libraries(stored, verbose=False)
+        from tf_mlm.training.train import train
+
+        train(stored, run)
+    finally:
+        run.release()
+
+
+def _check_same(path: Path, stored: Config, given: Config) -> None:
+    for name in setting_fields():
+        section, key = name.split(".")
+        before, now = (asdict(config)[section][key] for config in (stored, given))
+        if before != now and name not in _MAY_CHANGE_ON_RESUME:
+            raise Refused(
+                f"--resume {path}: {name} = {now!r} where the run has {before!r}; leave it as it was, or start a new run "
+                f"(what may change is {', '.join(_MAY_CHANGE_ON_RESUME)})"
+            )
+
+
+def _start_libraries(config: Config, verbose: bool) -> None:
+    """Import TensorFlow and the Hugging Face libraries, having asked whether the Hub is in reach if it is needed."""
+    named = [config.model.name] if config.model.name else []
+    named += [config.data.dataset] if config.data.dataset != "sample" else []
+    if not all(hub.is_local(name) for name in named):
+        hub.connect()
+    runtime.prepare(config.training, verbose)
+
+
+def _use(argv: list[str]) -> None:
+    parser = _Parser(prog="python -m tf_mlm", description="Use a trained model.", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    with contextlib.suppress(KeyError):
+        pass
+    for name, (description, add_arguments, call) in _COMMANDS.items():
+        command = commands.add_parser(name, help=description, description=description, allow_abbrev=False)
+        add_arguments(command)
+        command.set_defaults(call=call)
+    arguments = parser.parse_args(argv)
+    arguments.call(arguments)
+
+
+_COMMANDS: dict[str, Any] = {}

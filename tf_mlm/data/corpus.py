@@ -1,0 +1,208 @@
+"""Where the text comes from: the Hub, local files, or the sample. Data in, two lots of documents out."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import xxhash
+
+from tf_mlm import hub
+from tf_mlm.config import DataConfig
+from tf_mlm.data.files import find_split_files, read_documents
+from tf_mlm.data.sample_corpus import generate_documents
+from tf_mlm.errors import Refused
+
+SAMPLE = "sample"
+
+_SAMPLE_DOCUMENTS = 5000
+_HOLD_OUT_STREAM = 3  # keeps these random numbers apart from those drawn with the same seed elsewhere
+_CHARACTERS_PER_TOKEN = 4  # of English prose in WordPiece; streaming reads twice what the caps need by this
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents to train on and to validate on, each a `datasets.Dataset` with one column, `text`.
+
+    Attributes:
+        num_overlap: validation documents dropped because their exact text is in the training documents.
+        held_out: whether the validation documents were held out of one lot, rather than a split of their own.
+        train_fingerprint: hash of the training documents' content, in order; likewise `validation_fingerprint`.
+    """
+
+    train: datasets.Dataset
+    validation: datasets.Dataset
+    num_overlap: int
+    held_out: bool
+    train_fingerprint: str
+    validation_fingerprint: str
+
+
+def load_corpus(config: DataConfig, seed: int) -> Corpus:
+    """Load the documents of both splits.
+
+    Raises:
+        Refused: the data cannot be had, is malformed, lacks a split or the text column, or is too small to divide.
+    """
+    splits = _load_splits(config)
+    train_names = config.train_split.split("+")
+    unnamed = list(splits) == [""]
+    if unnamed:
+        # Files without split names: the defaults "train" and "test" ask for nothing that could be missing.
+        defaults = DataConfig()
+        for setting in ("train_split", "validation_split"):
+            if getattr(config, setting) not in (getattr(defaults, setting), ""):
+                raise Refused(
+                    f"data.{setting} = {getattr(config, setting)!r}: {config.dataset} has no named splits; "
+                    "leave it out, and data.validation_fraction of the documents is held out"
+                )
+        train_names = [""]
+    held_out = unnamed or not config.validation_split
+    validation_names = [] if held_out else config.validation_split.split("+")
+    for setting, names in (("train_split", train_names), ("validation_split", validation_names)):
+        for name in names:
+            if name not in splits:
+                raise Refused(
+                    f"data.{setting}: {config.dataset} has no split {name!r}, it has {', '.join(sorted(splits))}; "
+                    "name one, or hold documents out with --data.validation_split ''"
+                )
+    train = _join(splits, train_names)
+    hashes = _hash_texts(train)
+    if held_out:
+        if len(train) < 2:
+            raise Refused(
+                f"data.dataset = {config.dataset!r}: {len(train)} document, and none can be held out to validate on; "
+                "give more documents, or divide the text with --data.document paragraph or line"
+            )
+        order = np.random.default_rng([seed, _HOLD_OUT_STREAM]).permutation(len(train))
+        num_validation = min(max(1, round(len(train) * config.validation_fraction)), len(train) - 1)
+        validation_rows, train_rows = np.sort(order[:num_validation]), np.sort(order[num_validation:])
+        validation, validation_hashes = train.select(validation_rows), hashes[validation_rows]
+        train, hashes = train.select(train_rows), hashes[train_rows]
+    else:
+        validation = _join(splits, validation_names)
+        validation_hashes = _hash_texts(validation)
+    kept = np.flatnonzero(~np.isin(validation_hashes, hashes))
+    if not len(kept):
+        raise Refused(
+            f"data.validation_split: each of the {len(validation)} validation documents is also a training document; "
+            "name another split"
+        )
+    return Corpus(
+        train=train,
+        validation=validation.select(kept),
+        num_overlap=len(validation) - len(kept),
+        held_out=held_out,
+        train_fingerprint=xxhash.xxh3_128_hexdigest(hashes.tobytes()),
+        validation_fingerprint=xxhash.xxh3_128_hexdigest(validation_hashes[kept].tobytes()),
+    )
+
+
+def _load_splits(config: DataConfig) -> dict[str, datasets.Dataset]:
+    """The splits that the config names, as documents; one under '' where the data has no named splits."""
+    if config.dataset == SAMPLE:
+        return {"": datasets.Dataset.from_dict({"text": generate_documents(_SAMPLE_DOCUMENTS, seed=0)})}
+    if not hub.is_local(config.dataset):
+        return _load_from_hub(config)
+    files = find_split_files(config.dataset, config.config_name)
+    named = set(f"{config.train_split}+{config.validation_split}".split("+"))
+    return {
+        split: _load_files(paths, config) if split in named or not split else datasets.Dataset.from_dict({"text": []})
+        for split, paths in files.items()
+    }
+
+
+def _load_files(paths: list[Path], config: DataConfig) -> datasets.Dataset:
+    # The contents' hashes are part of what names the cache entry: a changed file is read again.
+    contents = [_hash_file(path) for path in paths]
+    arguments = {"paths": paths, "contents": contents, "text_column": config.text_column, "document": config.document}
+    try:
+        return datasets.Dataset.from_generator(
+            _generate, gen_kwargs=arguments, features=datasets.Features({"text": datasets.Value("string")})
+        )
+    except datasets.exceptions.DatasetGenerationError as error:
+        if isinstance(error.__cause__, Refused):
+            raise error.__cause__ from None
+        raise
+
+
+def _generate(paths: list[Path], contents: list[str], text_column: str, document: Any) -> Iterator[dict[str, str]]:
+    for text in read_documents(paths, text_column, document):
+        yield {"text": text}
+
+
+def _load_from_hub(config: DataConfig) -> dict[str, datasets.Dataset]:
+    try:
+        splits = datasets.load_dataset(
+            config.dataset,
+            config.config_name or None,
+            revision=config.revision or None,
+            num_proc=None if config.streaming or config.num_proc == 1 else config.num_proc,
+            streaming=config.streaming,
+        )
+    except Exception as error:  # the library lets through whatever its readers, parsers and transports raise
+        raise hub.refusal("data.dataset", config.dataset, error) from None
+    column = None
+    documents = {}
+    for name, split in splits.items():
+        column = column or _find_text_column(split, config)
+        text_only = split.select_columns([column]).rename_column(column, "text")
+        is_train = name in config.train_split.split("+")
+        documents[name] = _read_stream(text_only, config, is_train) if config.streaming else text_only
+    return documents
+
+
+def _read_stream(stream: datasets.IterableDataset, config: DataConfig, is_train: bool) -> datasets.Dataset:
+    """The first documents of a stream, until they hold about twice the tokens that the cap on sequences asks for."""
+    num_sequences = config.num_train_sequences if is_train else config.num_validation_sequences
+    wanted = 2 * num_sequences * config.sequence_length * _CHARACTERS_PER_TOKEN
+    texts = []
+    for row in stream:
+        texts.append(row["text"])
+        wanted -= len(row["text"] or "")
+        if wanted <= 0:
+            break
+    return datasets.Dataset.from_dict({"text": texts})
+
+
+def _find_text_column(split: Any, config: DataConfig) -> str:
+    features = split.features or {}
+    strings = [name for name, feature in features.items() if getattr(feature, "dtype", "") in ("string", "large_string")]
+    if config.text_column:
+        if config.text_column not in strings:
+            kind = "is not text" if config.text_column in features else "is not there"
+            raise Refused(
+                f"data.text_column = {config.text_column!r}: {kind} in {config.dataset}; text columns are "
+                f"{', '.join(strings) or 'none'}"
+            )
+        return config.text_column
+    if "text" in strings:
+        return "text"
+    if len(strings) == 1:
+        return strings[0]
+    found = f"several text columns: {', '.join(strings)}" if strings else f"no text column among {', '.join(features)}"
+    raise Refused(f"data.text_column: {config.dataset} has {found}; name one with --data.text_column")
+
+
+def _join(splits: dict[str, datasets.Dataset], names: list[str]) -> datasets.Dataset:
+    return datasets.concatenate_datasets([splits[name] for name in names])
+
+
+def _hash_texts(documents: datasets.Dataset) -> np.ndarray:
+    """uint64 [num_documents]: a hash of each text."""
+    texts = (text or "" for batch in documents.iter(1000) for text in batch["text"])
+    hashes = (xxhash.xxh3_64_intdigest(text.encode()) for text in texts)
+    return np.fromiter(hashes, np.uint64, len(documents))
+
+
+def _hash_file(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    try:
+        with open(path, "rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError as error:
+        raise Refused(f"data.dataset: {path}: cannot be read: {error.strerror}") from None
+    return digest.hexdigest()

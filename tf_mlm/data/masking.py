@@ -1,0 +1,133 @@
+"""Which tokens are predicted, and what stands in their place: the masking collator.
+
+Masks are a function of (seed, epoch, index of the example) and of nothing else, so that a resumed run and a second
+pass see the same ones. The random numbers come from a counter hashed by splitmix64 (Steele, Lea and Flood, "Fast
+splittable pseudorandom number generators", OOPSLA 2014), because numpy's generators cannot be started anew for
+every row without Python work per row.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+IGNORE_INDEX = -100
+"""Label of a position that is not predicted (Hugging Face's and PyTorch's convention)."""
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def max_masked_per_sequence(sequence_length: int, mlm_probability: float) -> int:
+    """The most tokens that `mask_tokens` can choose in one sequence: a static number of slots for the head."""
+    return min(sequence_length, int(np.ceil(sequence_length * mlm_probability)))
+
+
+def mask_tokens(
+    input_ids: np.ndarray,
+    maskable: np.ndarray,
+    keys: np.ndarray,
+    *,
+    mlm_probability: float,
+    mask_replace_prob: float,
+    random_replace_prob: float,
+    mask_token_id: int,
+    random_token_ids: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Choose tokens to predict and replace most of them, as BERT does (Devlin et al. 2019, section 3.1).
+
+    The number chosen in a row is `mlm_probability` times its maskable tokens, rounded up or down at random so that the
+    expectation is exact, and at least one where there is any.
+
+    Args:
+        input_ids: int32 [batch, length].
+        maskable: bool [batch, length], the ordinary tokens: neither special nor padding.
+        keys: uint64 [batch]; a row's masks depend on its key alone.
+        random_token_ids: int32 [n], the ids that a random replacement is drawn from.
+
+    Returns:
+        The masked input_ids, and the labels (IGNORE_INDEX where nothing is predicted); both int32 [batch, length].
+    """
+    length = input_ids.shape[1]
+    counter = np.arange(1, 3 * length + 2, dtype=np.uint64)
+    bits = _splitmix64(keys[:, None] + counter * _GOLDEN)
+    rank_bits, treatment_bits, token_bits = bits[:, :length], bits[:, length : 2 * length], bits[:, 2 * length : -1]
+
+    # Ordinary tokens come first in a random order; the first `num_masked` of them are chosen.
+    num_maskable = maskable.sum(axis=1)
+    expected = num_maskable * mlm_probability
+    num_masked = (expected + _uniform(bits[:, -1])).astype(np.int64)
+    num_masked = np.minimum(np.maximum(num_masked, 1), num_maskable)
+    order = np.argsort(np.where(maskable, rank_bits >> np.uint64(1), np.uint64(2**64 - 1)), axis=1, kind="stable")
+    chosen = np.zeros(input_ids.shape, bool)
+    np.put_along_axis(chosen, order, np.arange(length) < num_masked[:, None], axis=1)
+
+    labels = np.where(chosen, input_ids, np.int32(IGNORE_INDEX))
+    treatment = _uniform(treatment_bits)
+    random_tokens = random_token_ids[(_uniform(token_bits) * len(random_token_ids)).astype(np.int64)]
+    masked = np.where(chosen & (treatment < mask_replace_prob), np.int32(mask_token_id), input_ids)
+    randomised = chosen & (treatment >= mask_replace_prob) & (treatment < mask_replace_prob + random_replace_prob)
+    return np.where(randomised, random_tokens, masked), labels
+
+
+def example_keys(seed: int, epoch: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """uint64 [batch]: one key for each (seed, epoch, index)."""
+    stream = np.uint64(seed * int(_GOLDEN) % 2**64)
+    key = _splitmix64(epoch.astype(np.uint64) + stream)
+    return _splitmix64(key ^ (index.astype(np.uint64) * _GOLDEN))
+
+
+def _splitmix64(state: np.ndarray) -> np.ndarray:
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
+
+
+def _uniform(bits: np.ndarray) -> np.ndarray:
+    """float64 in [0, 1) from the upper 53 bits."""
+    return (bits >> np.uint64(11)) * 2.0**-53
+
+
+@dataclass(frozen=True)
+class MaskingCollator:
+    """Rows of (epoch, index) in, a masked batch out: the `collate_fn` of `to_tf_dataset`.
+
+    An index of -1 is a filler row: all padding but a first token to attend to, no label.
+
+    Attributes:
+        input_ids: int32 [num_sequences, length], memory-mapped; `index` counts its rows.
+        lengths: int32 [num_sequences], tokens before the padding.
+        epoch_masks: False gives every epoch the same masks (validation).
+    """
+
+    input_ids: np.ndarray
+    lengths: np.ndarray
+    seed: int
+    epoch_masks: bool
+    mlm_probability: float
+    mask_replace_prob: float
+    random_replace_prob: float
+    mask_token_id: int
+    pad_token_id: int
+    special_token_ids: np.ndarray
+    random_token_ids: np.ndarray
+
+    def __call__(self, rows: list[dict[str, int]]) -> dict[str, np.ndarray]:
+        """Returns input_ids, attention_mask and labels, each int32 [batch, length]."""
+        epoch = np.array([row["epoch"] for row in rows], np.int64)
+        index = np.array([row["index"] for row in rows], np.int64)
+        filler = index < 0
+        lengths = np.where(filler, 0, self.lengths[index])
+        input_ids = np.where(filler[:, None], np.int32(self.pad_token_id), self.input_ids[index])
+        real = np.arange(input_ids.shape[1]) < lengths[:, None]
+        maskable = real & ~np.isin(input_ids, self.special_token_ids)
+        input_ids, labels = mask_tokens(
+            input_ids,
+            maskable,
+            example_keys(self.seed, epoch if self.epoch_masks else np.zeros_like(epoch), index),
+            mlm_probability=self.mlm_probability,
+            mask_replace_prob=self.mask_replace_prob,
+            random_replace_prob=self.random_replace_prob,
+            mask_token_id=self.mask_token_id,
+            random_token_ids=self.random_token_ids,
+        )
+        real[:, 0] |= filler  # a row that attends to nothing would have no defined softmax
+        return {"input_ids": input_ids, "attention_mask": real.astype(np.int32), "labels": labels}

@@ -1,0 +1,90 @@
+"""Sequences to batches: the order of every epoch, and the `tf.data` pipeline that `model.fit` consumes."""
+
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from tf_mlm.config import MaskingConfig
+from tf_mlm.data.masking import MaskingCollator
+from tf_mlm.data.sequences import Sequences
+
+_SHUFFLE_STREAM = 1  # keeps the order's random numbers apart from those drawn with the same seed elsewhere
+
+
+def steps_per_epoch(num_sequences: int, batch_size: int) -> int:
+    """Batches in one epoch, the last one filled up."""
+    return -(-num_sequences // batch_size)
+
+
+def epoch_order(num_sequences: int, seed: int, epoch: int) -> np.ndarray:
+    """int64 [num_sequences]: the order of the examples in one epoch, a function of (seed, epoch)."""
+    return np.random.default_rng([seed, _SHUFFLE_STREAM, epoch]).permutation(num_sequences)
+
+
+def build_collator(
+    sequences: Sequences, tokenizer: Any, masking: MaskingConfig, seed: int, *, validation: bool = False
+) -> MaskingCollator:
+    """The collator over `sequences`; for validation at 15 % whatever the training ratio, with one mask for all epochs."""
+    special = np.unique(np.array(tokenizer.all_special_ids, np.int32))
+    return MaskingCollator(
+        input_ids=sequences.input_ids,
+        lengths=sequences.lengths,
+        seed=seed,
+        epoch_masks=not validation,
+        mlm_probability=MaskingConfig().mlm_probability if validation else masking.mlm_probability,
+        mask_replace_prob=masking.mask_replace_prob,
+        random_replace_prob=masking.random_replace_prob,
+        mask_token_id=tokenizer.mask_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        special_token_ids=special,
+        random_token_ids=np.setdiff1d(np.arange(len(tokenizer), dtype=np.int32), special),
+    )
+
+
+def build_train_dataset(
+    collator: MaskingCollator, rows: np.ndarray, *, batch_size: int, seed: int, epochs: int, first_step: int = 0
+) -> Any:
+    """Batches of all epochs in turn, shuffled within each, from step `first_step` on; nothing before it is read.
+
+    Args:
+        rows: int64 [num_sequences], the rows of the collator's matrix to train on.
+
+    Returns:
+        `tf.data.Dataset` of ({input_ids, attention_mask}, labels), each int32 [batch_size, length]. It repeats for ever,
+        because Keras starts a finite dataset anew whenever its size happens to equal `steps_per_epoch`.
+    """
+    per_epoch = steps_per_epoch(len(rows), batch_size) * batch_size
+    table_epoch = np.repeat(np.arange(1, epochs + 1, dtype=np.int32), per_epoch)
+    table_index = np.full((epochs, per_epoch), -1, np.int32)
+    for epoch in range(first_step * batch_size // per_epoch, epochs):
+        table_index[epoch, : len(rows)] = rows[epoch_order(len(rows), seed, epoch + 1)]
+    first_row = first_step * batch_size
+    return _to_tf_dataset(collator, table_epoch[first_row:], table_index.reshape(-1)[first_row:], batch_size).repeat()
+
+
+def build_validation_dataset(collator: MaskingCollator, rows: np.ndarray, *, batch_size: int) -> Any:
+    """One pass over `rows` in order; shapes and types as in `build_train_dataset`."""
+    index = np.full(steps_per_epoch(len(rows), batch_size) * batch_size, -1, np.int32)
+    index[: len(rows)] = rows
+    return _to_tf_dataset(collator, np.zeros_like(index), index, batch_size)
+
+
+def _to_tf_dataset(collator: MaskingCollator, epoch: np.ndarray, index: np.ndarray, batch_size: int) -> Any:
+    import tensorflow as tf
+
+    table = Dataset.from_dict({"epoch": epoch, "index": index}).with_format("numpy")
+    batches = table.to_tf_dataset(
+        batch_size=batch_size,
+        collate_fn=collator,
+        drop_remainder=True,  # every batch is full, and only this gives a static batch dimension
+        prefetch=False,
+        num_test_batches=1,
+    )
+
+    def split(batch: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+        features = {name: tf.cast(value, tf.int32) for name, value in batch.items()}  # to_tf_dataset widens to int64
+        labels = features.pop("labels")
+        return features, labels
+
+    return batches.map(split).prefetch(tf.data.AUTOTUNE)

@@ -1,0 +1,398 @@
+"""A corpus of short film reviews that the package writes itself: the data of `configs/sample.toml`.
+
+Why it is here: the first run has to work with no network and no download, and its curve has to mean something. A few
+fixed sentences would be learnt by heart, and text whose next word follows from the last two needs no masked language
+model. So every document is drawn from a grammar whose rules run across sentences:
+
+* a film, its genre, its people and its place are drawn once and named again later, so a gap is filled from elsewhere;
+* pronouns, relations (`her sister Ida`) and actors agree in gender with a name that may come before or after;
+* one verdict rules adjectives, verbs, feelings and rating from the first sentence to the last; only the first half of a
+  contrast (`Although the music was bland, ...`, `..., but ...`) says the opposite;
+* one tense and one reviewer (`I` or `we`) hold for the whole document, and verbs agree in number with their subject.
+
+Films and people are invented: titles and full names are put together by chance.
+"""
+
+import random
+import re
+from collections.abc import Iterator
+
+# Tables. Entries are separated by commas; a document draws one of each line unless said otherwise.
+
+
+def _entries(line: str) -> list[str]:
+    return line.split(", ")
+
+
+TITLE_OPENINGS = _entries("The, The, The, Under the, Beyond the")
+TITLE_MODIFIERS = _entries(
+    "Copper, Paper, Crimson, Silver, Frozen, Velvet, Amber, Marble, Painted, Crooked, Ivory, Rusty, Stolen, Wandering, "
+    "Tin, Borrowed, Purple, Floating, Seventh, Patient, Whistling, Tangled, Striped, Folded"
+)
+TITLE_NOUNS = _entries(
+    "Orchard, Lantern, Staircase, Umbrella, Thimble, Carousel, Feather, Anchor, Kettle, Ladder, Parrot, Wheelbarrow, "
+    "Button, Chimney, Basket, Drum, Windmill, Pillow, Turnip, Bicycle, Teacup, Heron, Acorn, Pebble, Mitten, Walnut"
+)
+
+FIRST_NAMES = {
+    "male": _entries(
+        "Albert, Bruno, Conrad, Edgar, Felix, Gustav, Hector, Ivan, Jasper, Leon, Martin, Nathan, Oscar, Peter, Ralph, "
+        "Simon, Thomas, Victor"
+    ),
+    "female": _entries(
+        "Agnes, Bella, Clara, Doris, Edith, Flora, Greta, Helen, Ida, Judith, Laura, Martha, Nora, Olga, Paula, Rosa, "
+        "Sylvia, Wanda"
+    ),
+}
+SURNAMES = _entries(
+    "Abbelow, Brindley, Corvane, Dunmarsh, Elverby, Fennick, Garrowby, Holvert, Istrell, Jorvane, Kestrow, Lambrook, "
+    "Morvick, Nethercot, Ostrand, Pellow, Quillon, Rastwick, Sorrelby, Tarnfield, Ulverton, Vessick, Wexmoor, Yarrell"
+)
+PRONOUNS = {
+    "male": {"he": "he", "him": "him", "his": "his"},
+    "female": {"he": "she", "him": "her", "his": "her"},
+}
+RELATIONS = {
+    "male": _entries("brother, uncle, father, nephew, grandfather"),
+    "female": _entries("sister, aunt, mother, niece, grandmother"),
+}
+REVIEWERS = (
+    {"I": "I", "my": "my", "me": "me"},
+    {"I": "we", "my": "our", "me": "us"},
+)
+
+AGES = _entries("young, old, retired, shy, stubborn, restless, ambitious, forgetful, quiet, cheerful")
+LOSSES = _entries("job, house, memory, savings, license, suitcase, diary, passport")
+OCCASIONS = _entries(
+    "last week, on television, at a festival, on a rainy evening, on a long flight, in a crowded cinema, last summer"
+)
+COMPANIONS = _entries("neighbor, dentist, roommate, landlord, teacher, children, colleagues, cousins, parents, friends")
+
+# Three elements are drawn; the first word of a quest is a verb that follows "to".
+GENRES: dict[str, dict[str, list[str]]] = {
+    "western": {
+        "genres": ["westerns"],
+        "role": _entries("sheriff, rancher, cowboy, gunslinger"),
+        "place": _entries("desert town, canyon, mining camp, dusty valley"),
+        "elements": _entries("horses, gunfights, saloons, sunsets"),
+        "enemies": _entries("bandits, outlaws"),
+        "quest": _entries("save the ranch, find the gold, win the duel"),
+    },
+    "comedy": {
+        "genres": ["comedies"],
+        "role": _entries("waiter, baker, clown, plumber"),
+        "place": _entries("hotel, bakery, restaurant, supermarket"),
+        "elements": _entries("jokes, pranks, gags, disguises"),
+        "enemies": _entries("rivals, tourists"),
+        "quest": _entries("throw a party, hide a monkey, sell a broken car"),
+    },
+    "thriller": {
+        "genres": ["thrillers"],
+        "role": _entries("spy, agent, reporter, courier"),
+        "place": _entries("harbor city, embassy, airport, subway station"),
+        "elements": _entries("chases, explosions, twists, shootouts"),
+        "enemies": _entries("assassins, kidnappers"),
+        "quest": _entries("stop the bomb, deliver the code, expose the traitor"),
+    },
+    "musical": {
+        "genres": ["musicals"],
+        "role": _entries("singer, dancer, pianist, composer"),
+        "place": _entries("theater, music hall, ballroom, jazz club"),
+        "elements": _entries("songs, dances, choruses, melodies"),
+        "enemies": _entries("critics, producers"),
+        "quest": _entries("write a hit, open the show, join the orchestra"),
+    },
+    "romance": {
+        "genres": ["romances"],
+        "role": _entries("florist, gardener, poet, bookseller"),
+        "place": _entries("seaside village, vineyard, rose garden, tea room"),
+        "elements": _entries("kisses, letters, weddings, picnics"),
+        "enemies": _entries("suitors, matchmakers"),
+        "quest": _entries("write a poem, forget the past, plan the wedding"),
+    },
+    "mystery": {
+        "genres": ["mysteries"],
+        "role": _entries("detective, inspector, librarian, butler"),
+        "place": _entries("mansion, museum, country house, library"),
+        "elements": _entries("clues, suspects, secrets, alibis"),
+        "enemies": _entries("thieves, forgers"),
+        "quest": _entries("solve the murder, find the necklace, open the safe"),
+    },
+    "fantasy": {
+        "genres": ["fantasies"],
+        "role": _entries("knight, healer, blacksmith, minstrel"),
+        "place": _entries("castle, dark forest, kingdom, tower"),
+        "elements": _entries("dragons, spells, elves, swords"),
+        "enemies": _entries("goblins, trolls"),
+        "quest": _entries("break the curse, wake the king, find the crown"),
+    },
+    "ghost story": {
+        "genres": ["ghost stories"],
+        "role": _entries("caretaker, medium, gravedigger, innkeeper"),
+        "place": _entries("graveyard, chapel, crypt, orphanage"),
+        "elements": _entries("shadows, screams, whispers, candles"),
+        "enemies": _entries("ghosts, spirits"),
+        "quest": _entries("bury the dead, silence the voices, survive the night"),
+    },
+    "war film": {
+        "genres": ["war films"],
+        "role": _entries("soldier, pilot, medic, captain"),
+        "place": _entries("trench, bunker, ruined city, field hospital"),
+        "elements": _entries("battles, tanks, bombers, uniforms"),
+        "enemies": _entries("invaders, snipers"),
+        "quest": _entries("cross the border, hold the bridge, free the prisoners"),
+    },
+    "space adventure": {
+        "genres": ["space adventures"],
+        "role": _entries("astronaut, engineer, navigator, botanist"),
+        "place": _entries("space station, moon colony, crater, starship"),
+        "elements": _entries("rockets, robots, planets, lasers"),
+        "enemies": _entries("aliens, androids"),
+        "quest": _entries("repair the engine, reach the planet, warn the earth"),
+    },
+    "courtroom drama": {
+        "genres": ["courtroom dramas"],
+        "role": _entries("lawyer, judge, prosecutor, juror"),
+        "place": _entries("courthouse, prison, law office, town hall"),
+        "elements": _entries("trials, speeches, verdicts, confessions"),
+        "enemies": _entries("gangsters, bankers"),
+        "quest": _entries("prove the truth, win the case, convict the mayor"),
+    },
+    "sports film": {
+        "genres": ["sports films"],
+        "role": _entries("boxer, runner, coach, swimmer"),
+        "place": _entries("stadium, gym, arena, training camp"),
+        "elements": _entries("matches, races, goals, trophies"),
+        "enemies": _entries("champions, cheaters"),
+        "quest": _entries("win the medal, beat the record, train the team"),
+    },
+}
+
+# Words that carry the verdict. No word stands in both tables. `adjectives` fit anything that can be judged.
+PRAISE = {
+    "adjectives": _entries(
+        "wonderful, brilliant, excellent, superb, splendid, marvelous, delightful, beautiful, charming, remarkable, "
+        "impressive, magnificent, terrific, enjoyable, exciting, refreshing"
+    ),
+    "loved": _entries("loved, enjoyed, adored, admired"),
+    "enjoy": _entries("love, enjoy, adore, admire"),
+    "happy": _entries("happy, thrilled, inspired, enchanted, cheered"),
+    "proud": _entries("proud, praised, rewarded"),
+    "best": ["best"],
+    "triumph": _entries("triumph, masterpiece, treasure, success, gem"),
+    "rating": _entries("seven, eight, nine, ten"),
+}
+BLAME = {
+    "adjectives": _entries(
+        "terrible, awful, dreadful, horrible, dull, tedious, boring, pathetic, miserable, disappointing, tiresome, "
+        "ridiculous, weak, forgettable, annoying, unbearable"
+    ),
+    "loved": _entries("hated, disliked, loathed, despised"),
+    "enjoy": _entries("hate, dislike, loathe, despise"),
+    "happy": _entries("bored, angry, exhausted, disappointed, irritated"),
+    "proud": _entries("ashamed, blamed, punished"),
+    "best": ["worst"],
+    "triumph": _entries("failure, disaster, mess, mistake, flop"),
+    "rating": _entries("zero, two, three, four"),
+}
+
+# What is judged, the verb's number, and adjectives of its own: praise, then blame.
+ASPECTS = (
+    ("acting", "singular", _entries("convincing, subtle, heartfelt"), _entries("wooden, stiff, lifeless")),
+    ("story", "singular", _entries("gripping, original, touching"), _entries("predictable, confusing, thin")),
+    ("script", "singular", _entries("clever, witty, sharp"), _entries("lazy, muddled, childish")),
+    ("dialogue", "singular", _entries("witty, natural, honest"), _entries("stilted, forced, childish")),
+    ("music", "singular", _entries("haunting, stirring, lovely"), _entries("loud, grating, bland")),
+    ("photography", "singular", _entries("elegant, inventive, radiant"), _entries("shaky, careless, murky")),
+    ("editing", "singular", _entries("crisp, smooth, precise"), _entries("choppy, messy, sloppy")),
+    ("ending", "singular", _entries("surprising, satisfying, touching"), _entries("rushed, pointless, abrupt")),
+    ("pace", "singular", _entries("brisk, lively, gripping"), _entries("slow, sluggish, uneven")),
+    ("costumes", "plural", _entries("colorful, elegant, authentic"), _entries("cheap, shabby, ugly")),
+    ("effects", "plural", _entries("dazzling, seamless, inventive"), _entries("cheap, fake, clumsy")),
+    ("characters", "plural", _entries("believable, likable, warm"), _entries("hollow, flat, lifeless")),
+    ("sets", "plural", _entries("lavish, authentic, radiant"), _entries("shabby, bare, ugly")),
+    ("stunts", "plural", _entries("daring, dazzling, thrilling"), _entries("clumsy, fake, careless")),
+)
+
+# Templates. {present/past} follows the tense of the document. {adjective} and {clause} carry the verdict, {contrary} and
+# {contrary clause} its opposite; these four are drawn anew each time, the other names are facts drawn once a document.
+# Two rules keep people apart: {he} {him} {his} are the lead or the actor who plays the lead, of one gender, {their} is the
+# director; and the second character is always called by relation and name.
+OPENINGS = (
+    "{title} is a {genre} directed by {director}.",
+    "{title}, the latest {genre} by {director}, {is/was} {adjective}.",
+    "{director} {gives/gave} {me} a {adjective} {genre} with {title}.",
+    "{I} saw {title} {occasion} and {loved} it.",
+    "{I} watched this {genre} {occasion} with {my} {companion}.",
+    "If you watch many {genres}, you will {enjoy} {title}.",
+    "{I} expected a {contrary} {genre}, but {title} {is/was} {adjective}.",
+    "Few {genres} {are/were} as {adjective} as {title} by {director}.",
+    "{title} {is/was} the most {adjective} {genre} that {I} saw {occasion}.",
+    "With {title}, {director} {shows/showed} how {adjective} a {genre} {can/could} be.",
+)
+INTRODUCTIONS = (
+    "It {tells/told} the story of {lead}, a {age} {role} who {lives/lived} in a {place}.",
+    "{lead} {is/was} a {age} {role} who {wants/wanted} to {quest}.",
+    "In a {place}, a {age} {role} called {lead} {tries/tried} to {quest}.",
+    "When {he} {loses/lost} {his} {loss}, the {age} {role} {lead} {decides/decided} to {quest}.",
+    "{lead} {works/worked} as a {role} in a {place} until {he} {loses/lost} {his} {loss}.",
+    "The {enemies} {chase/chased} {lead}, a {age} {role}, out of a {place}.",
+)
+COMPLICATIONS = (
+    "{he} {asks/asked} {his} {relation} {friend} to help {him} {quest}.",
+    "{his} {relation} {friend} {warns/warned} {him} about the {enemies}.",
+    "Nobody {believes/believed} {him} except {his} {relation} {friend}.",
+    "Before {he} {can/could} {quest}, the {role} {has/had} to face the {enemies}.",
+    "{he} {hides/hid} in the {place} with {his} {relation} {friend}.",
+    "When the {enemies} {arrive/arrived} in the {place}, {he} {needs/needed} {his} {relation} {friend}.",
+    "Only {his} {relation} {friend} {knows/knew} why the {enemies} {follow/followed} {lead}.",
+    "In the end {lead} {forgives/forgave} {his} {relation} {friend} and {escapes/escaped} from the {enemies}.",
+)
+PERFORMANCES = (
+    "{actor} {plays/played} {lead}, and {he} {is/was} {adjective}.",
+    "As {lead}, {actor} {gives/gave} a {adjective} performance.",
+    "{actor} {is/was} {adjective} as the {age} {role} {lead}.",
+    "{actor} {looks/looked} {contrary} at first, but {his} {lead} {is/was} {adjective}.",
+    "The {best} thing about it {is/was} {actor}, who {plays/played} the {role}.",
+    "{I} {loved} {actor} as {lead}, and {his} scenes with the {enemies} {are/were} {adjective}.",
+)
+OPINIONS = (
+    "{clause} and {clause}.",
+    "{clause}, {clause}, and {clause}.",
+    "Although {contrary clause}, {clause}.",
+    "{contrary clause}, but {clause}.",
+    "The {element} and the {other element} {are/were} {adjective}.",
+    "{I} {loved} the {element}, and {clause}.",
+    "As in most {genres}, there {are/were} {element} and {other element}, and {clause}.",
+    "Although the {weaker element} {are/were} {contrary}, {I} {loved} the {element}.",
+    "{director} {directs/directed} the {element} in {their} own {adjective} way.",
+)
+REACTIONS = (
+    "{I} {loved} every minute of it.",
+    "{my} {companion} {loved} the {genre} as much as {I} did.",
+    "It left {me} {happy}, and {my} {companion} felt the same.",
+    "{I} went home {happy}, because {clause}.",
+    "{my} {companion} told {me} that {clause}.",
+)
+HEADLINES = (
+    "{rating} out of ten.",
+    "{rating} stars out of ten for {title}.",
+    "What a {adjective} {genre}!",
+    "{title} {is/was} a {triumph}.",
+    "A {adjective} {genre} and a {triumph}.",
+)
+VERDICTS = (
+    "{rating} out of ten.",
+    "{I} gave it {rating} out of ten.",
+    "{rating} stars out of ten for {title}.",
+    "What a {adjective} {genre}!",
+    "In short, {title} {is/was} a {triumph}.",
+    "{director} should be {proud} for this {adjective} {genre}.",
+    "This {genre} about a {role} {is/was} a {triumph}, and {I} {loved} it.",
+    "It {is/was} the {best} {genre} of the year.",
+)
+
+
+def generate_documents(num_documents: int, seed: int) -> list[str]:
+    """Writes `num_documents` distinct film reviews of 4 to 9 sentences, the same ones for the same `seed`.
+
+    Only `random.Random` is used, so the text depends neither on the platform nor on the version of Python.
+    """
+    if num_documents < 0:
+        raise ValueError(f"num_documents must be at least 0, got {num_documents}")
+    rng = random.Random(seed)
+    documents: dict[str, None] = {}  # a dict, because a set has no order
+    while len(documents) < num_documents:
+        documents[_write_document(rng)] = None
+    return list(documents)
+
+
+def _write_document(rng: random.Random) -> str:
+    praises = rng.random() < 0.5
+    tense = rng.choice(["present", "past"])
+    facts = _draw_facts(rng, PRAISE if praises else BLAME, tense)
+    judgements = _draw_judgements(rng, praises, tense)
+
+    plot = [rng.choice(INTRODUCTIONS), *rng.sample(COMPLICATIONS, rng.randint(0, 2))]
+    opinions = [rng.choice(PERFORMANCES), *rng.sample(OPINIONS, rng.randint(0, 2))]
+    body = plot + opinions if rng.random() < 0.7 else opinions + plot
+    reaction = rng.sample(REACTIONS, rng.randint(0, 1))
+    if rng.random() < 0.3:  # the verdict comes first
+        templates = [rng.choice(HEADLINES), rng.choice(OPENINGS), *body, *reaction]
+    else:
+        templates = [rng.choice(OPENINGS), *body, *reaction, rng.choice(VERDICTS)]
+    return " ".join(_fill(template, facts, judgements) for template in templates)
+
+
+def _draw_facts(rng: random.Random, verdict: dict[str, list[str]], tense: str) -> dict[str, str]:
+    """What stays the same throughout a document, by name of the slot."""
+    genre = rng.choice(list(GENRES))
+    genre_words = GENRES[genre]
+    lead_gender, friend_gender, director_gender = (rng.choice(["male", "female"]) for _ in range(3))
+    lead, actor = rng.sample(FIRST_NAMES[lead_gender], 2)
+    friend = rng.choice([name for name in FIRST_NAMES[friend_gender] if name != lead])
+    director = rng.choice([name for name in FIRST_NAMES[director_gender] if name not in (lead, actor, friend)])
+    actor_surname, director_surname = rng.sample(SURNAMES, 2)
+    element, other_element, weaker_element = rng.sample(genre_words["elements"], 3)
+    return {
+        "tense": tense,
+        "title": " ".join(rng.choice(words) for words in (TITLE_OPENINGS, TITLE_MODIFIERS, TITLE_NOUNS)),
+        "genre": genre,
+        "genres": genre_words["genres"][0],
+        "role": rng.choice(genre_words["role"]),
+        "place": rng.choice(genre_words["place"]),
+        "element": element,
+        "other element": other_element,
+        "weaker element": weaker_element,
+        "enemies": rng.choice(genre_words["enemies"]),
+        "quest": rng.choice(genre_words["quest"]),
+        "lead": lead,
+        "age": rng.choice(AGES),
+        "loss": rng.choice(LOSSES),
+        **PRONOUNS[lead_gender],
+        "actor": f"{actor} {actor_surname}",
+        "friend": friend,
+        "relation": rng.choice(RELATIONS[friend_gender]),
+        "director": f"{director} {director_surname}",
+        "their": PRONOUNS[director_gender]["his"],
+        **rng.choice(REVIEWERS),
+        "companion": rng.choice(COMPANIONS),
+        "occasion": rng.choice(OCCASIONS),
+        **{slot: rng.choice(words) for slot, words in verdict.items() if slot != "adjectives"},
+    }
+
+
+def _draw_judgements(rng: random.Random, praises: bool, tense: str) -> dict[str, Iterator[str]]:
+    """What is drawn anew for each slot, by slot; a document repeats no general adjective and judges no aspect twice."""
+    agreeing, contrary = (PRAISE, BLAME) if praises else (BLAME, PRAISE)
+    adjectives = iter(rng.sample(agreeing["adjectives"], len(agreeing["adjectives"])))
+    contrary_adjectives = iter(rng.sample(contrary["adjectives"], len(contrary["adjectives"])))
+    aspects = iter(rng.sample(ASPECTS, len(ASPECTS)))
+
+    verbs = {"present": {"singular": "is", "plural": "are"}, "past": {"singular": "was", "plural": "were"}}[tense]
+
+    def clauses(says_praise: bool, general_adjectives: Iterator[str]) -> Iterator[str]:
+        for noun, number, praise, blame in aspects:  # shared: what one clause judges, no other does
+            own_adjectives = praise if says_praise else blame
+            adjective = rng.choice(own_adjectives) if rng.random() < 0.5 else next(general_adjectives)
+            yield f"the {noun} {verbs[number]} {adjective}"
+
+    return {
+        "adjective": adjectives,
+        "contrary": contrary_adjectives,
+        "clause": clauses(praises, adjectives),
+        "contrary clause": clauses(not praises, contrary_adjectives),
+    }
+
+
+def _fill(template: str, facts: dict[str, str], judgements: dict[str, Iterator[str]]) -> str:
+    def word(match: re.Match[str]) -> str:
+        slot = match[1]
+        if "/" in slot:
+            present, past = slot.split("/")
+            return present if facts["tense"] == "present" else past
+        return facts[slot] if slot in facts else next(judgements[slot])
+
+    sentence = re.sub(r"\{([^}]+)\}", word, template)
+    sentence = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", sentence)
+    return sentence[0].upper() + sentence[1:]

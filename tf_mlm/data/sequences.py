@@ -1,0 +1,171 @@
+"""Documents to sequences: tokenise, join and cut (or pad line by line), and keep the result in the cache.
+
+What is kept is one memory-mapped int32 matrix, so that memory does not grow with the corpus.
+"""
+
+import itertools
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from datasets.fingerprint import Hasher
+
+from tf_mlm.config import DataConfig
+from tf_mlm.errors import Refused
+
+_DOCUMENTS_PER_BATCH = 1000
+_CAP_STREAM = 2  # keeps these random numbers apart from those drawn with the same seed elsewhere
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Fixed rows of token ids.
+
+    Attributes:
+        input_ids: int32 [num_sequences, sequence_length], memory-mapped.
+        lengths: int32 [num_sequences], tokens before the padding, memory-mapped.
+        num_documents: documents that hold text.
+        num_empty: documents that do not, left out.
+        num_tokens: tokens of the documents, special tokens included; with `overflow = "truncate"` those kept.
+    """
+
+    input_ids: np.ndarray
+    lengths: np.ndarray
+    num_documents: int
+    num_empty: int
+    num_tokens: int
+
+    def draw_rows(self, cap: int, seed: int) -> np.ndarray:
+        """int64 [min(cap, num_sequences)]: rows drawn by seed, in ascending order; all of them where cap is 0."""
+        num_sequences = len(self.input_ids)
+        if cap == 0 or cap >= num_sequences:
+            return np.arange(num_sequences)
+        return np.sort(np.random.default_rng([seed, _CAP_STREAM]).choice(num_sequences, cap, replace=False))
+
+
+def load_sequences(
+    documents: datasets.Dataset, fingerprint: str, tokenizer: Any, config: DataConfig, description: str
+) -> Sequences:
+    """Tokenise `documents` (column `text`), or find the result in the cache.
+
+    Args:
+        fingerprint: hash of the documents' content.
+        tokenizer: a fast Hugging Face tokenizer.
+        description: what to call the documents in the progress bar and in errors.
+
+    Raises:
+        Refused: there is no document with text.
+    """
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.no_truncation()
+    length = config.sequence_length
+    # The version of the layout below is part of the key: change it when what is written changes.
+    key = Hasher.hash(("1", fingerprint, backend.to_str(), length, config.line_by_line, config.overflow))
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "tf_mlm" / f"sequences-{key}"
+    if not folder.exists():
+        if config.line_by_line:
+            backend.enable_truncation(length)
+        _write(folder, documents, tokenizer, config, description)
+        backend.no_truncation()
+    facts = json.loads((folder / "facts.json").read_text())
+    if not facts["num_documents"]:
+        raise Refused(f"data.dataset: the {description} documents hold no text; name data with text in it")
+    return Sequences(
+        input_ids=np.memmap(folder / "input_ids.bin", np.int32, "r").reshape(-1, length),
+        lengths=np.memmap(folder / "lengths.bin", np.int32, "r"),
+        **facts,
+    )
+
+
+def unigram_counts(sequences: Sequences, vocab_size: int) -> np.ndarray:
+    """int64 [vocab_size]: how often each id occurs, padding left out."""
+    counts = np.zeros(vocab_size, np.int64)
+    for start in range(0, len(sequences.input_ids), 10_000):
+        chunk = sequences.input_ids[start : start + 10_000]
+        real = np.arange(chunk.shape[1]) < sequences.lengths[start : start + 10_000, None]
+        counts += np.bincount(chunk[real], minlength=vocab_size)
+    return counts
+
+
+def unigram_entropy(counts: np.ndarray, special_token_ids: list[int]) -> float:
+    """Entropy in nats of the ordinary tokens' frequencies: the loss of a model that knows nothing but them."""
+    ordinary = np.delete(counts, special_token_ids).astype(np.float64)
+    share = ordinary[ordinary > 0] / ordinary.sum()
+    return float(-(share * np.log(share)).sum())
+
+
+# A packer takes the encodings of a batch of documents (None at the end) and yields finished rows as (ids, lengths).
+_Packer = Callable[[list[Any] | None], Iterator[tuple[np.ndarray, np.ndarray]]]
+
+
+def _join_and_cut(length: int) -> _Packer:
+    remainder = np.zeros(0, np.int32)
+
+    def pack(encodings: list[Any] | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        nonlocal remainder
+        if encodings is None:
+            if len(remainder):  # padded, not dropped
+                yield remainder[None], np.array([len(remainder)], np.int32)
+            return
+        joined = itertools.chain.from_iterable(encoding.ids for encoding in encodings)
+        ids = np.concatenate([remainder, np.fromiter(joined, np.int32)])
+        full = len(ids) // length
+        remainder = ids[full * length :]
+        yield ids[: full * length].reshape(full, length), np.full(full, length, np.int32)
+
+    return pack
+
+
+def _one_each(encodings: list[Any] | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for encoding in encodings or []:
+        yield np.array([encoding.ids], np.int32), np.array([len(encoding)], np.int32)
+
+
+def _write(folder: Path, documents: datasets.Dataset, tokenizer: Any, config: DataConfig, description: str) -> None:
+    """Write the rows aside and rename the folder, so that a kill leaves nothing that looks finished."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+    length = config.sequence_length
+    pack = _one_each if config.line_by_line else _join_and_cut(length)
+    num_documents = num_empty = num_tokens = 0
+    try:
+        with open(aside / "input_ids.bin", "wb") as ids_file, open(aside / "lengths.bin", "wb") as lengths_file:
+            batches = (documents[start : start + _DOCUMENTS_PER_BATCH]["text"] for start in range(0, len(documents), _DOCUMENTS_PER_BATCH))
+            for batch in itertools.chain(_with_bar(batches, len(documents), description), [None]):
+                encodings = None
+                if batch is not None:
+                    texts = [text for text in batch if text and not text.isspace()]
+                    num_documents += len(texts)
+                    num_empty += len(batch) - len(texts)
+                    encodings = tokenizer.backend_tokenizer.encode_batch_fast(texts)
+                    if config.line_by_line and config.overflow == "split":
+                        encodings = [piece for encoding in encodings for piece in (encoding, *encoding.overflowing)]
+                    num_tokens += sum(map(len, encodings))
+                for ids, lengths in pack(encodings):
+                    padding = ((0, 0), (0, length - ids.shape[1]))
+                    np.pad(ids, padding, constant_values=tokenizer.pad_token_id).tofile(ids_file)
+                    lengths.tofile(lengths_file)
+        facts = {"num_documents": num_documents, "num_empty": num_empty, "num_tokens": num_tokens}
+        (aside / "facts.json").write_text(json.dumps(facts))
+        try:
+            aside.rename(folder)
+        except OSError:
+            if not folder.exists():  # else another process has just finished the same work
+                raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _with_bar(batches: Iterator[list[str]], total: int, description: str) -> Iterator[list[str]]:
+    # datasets' own bar, which is switched off with all its others where stderr is no terminal.
+    with datasets.utils.tqdm(total=total, desc=f"Tokenising {description} documents", unit=" documents") as bar:
+        for batch in batches:
+            yield batch
+            bar.update(len(batch))

@@ -1,0 +1,25 @@
+"""What can end a run early; `cli` turns each into one line on stderr and its exit code."""
+
+
+class Refused(ValueError):
+    """The user's request cannot be met. The message is one line: what, where, the rule, the value, what to do."""
+
+    exit_code = 2
+
+
+class HubOutOfReach(Refused):
+    """No connection to the Hub, and what was asked for is not in the cache."""
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The loss or a gradient is no longer a finite number."""
+
+    exit_code = 3
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM arrived; a resumable checkpoint has been written."""
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

@@ -1,0 +1,73 @@
+"""Whether a name means the Hub, and whether the Hub is in reach; asked before any Hugging Face library is imported.
+
+Those libraries read `HF_HUB_OFFLINE` when they are imported and otherwise retry for minutes; asking first keeps the
+wait under 15 s and lets everything cached be found.
+"""
+
+import os
+import re
+import threading
+from pathlib import Path
+
+from tf_mlm.errors import HubOutOfReach, Refused
+
+_CONNECT_SECONDS = 12  # with the start of the process, an answer comes within 15 s in all
+
+WAYS_ON = "connect once, name a local folder, or run the sample: python train.py --config configs/sample.toml"
+
+
+def is_local(name: str) -> bool:
+    """Whether `name` means a path: it exists, or is written like one; `owner/name` and `name` mean the Hub."""
+    return os.path.exists(name) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith((".", "~"))
+
+
+def check_local(name: str, setting: str) -> Path:
+    """The path of a local folder or file.
+
+    Raises:
+        Refused: there is nothing there.
+    """
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise Refused(f"{setting} = {name!r}: no such file or folder; a Hub name is written owner/name")
+    return path
+
+
+def endpoint() -> str:
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
+
+
+def is_offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def connect() -> None:
+    """Set `HF_HUB_OFFLINE` for this process if the Hub gives no answer; any answer, an error too, is one."""
+    if is_offline():
+        return
+    answered = threading.Event()
+
+    def ask() -> None:
+        import requests
+
+        try:
+            requests.head(endpoint(), timeout=_CONNECT_SECONDS, allow_redirects=False)
+            answered.set()
+        except requests.RequestException:
+            pass
+
+    # A thread, because resolving a name knows no timeout.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_CONNECT_SECONDS)
+    if not answered.is_set():
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def refusal(setting: str, name: str, error: Exception) -> Refused:
+    """What to raise when a Hugging Face library could not load `name`: out of reach, or an error the Hub gave."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if is_offline():
+        tried = f"no connection to {endpoint()} and not in the cache"
+        return HubOutOfReach(f"{setting} = {name!r}: {tried}; {WAYS_ON}")
+    return Refused(f"{setting} = {name!r}: the Hub ({endpoint()}) does not give it: {reason[:300]}")

@@ -1,0 +1,190 @@
+"""Tokenizer and model: from the Hub, from a folder, or new. And back to a folder that every library reads."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import safetensors.numpy
+import tf_keras as keras
+import transformers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers.modeling_tf_pytorch_utils import TransposeType, convert_tf_weight_name_to_pt_weight_name
+
+from tf_mlm import hub
+from tf_mlm.config import ModelConfig
+from tf_mlm.errors import Refused
+from tf_mlm.model.masked_lm_head import MODEL_CLASSES
+
+_WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "tf_model.h5", "tf_model.h5.index.json")
+_NEW_MODEL_POSITIONS = 512
+
+
+def load_tokenizer(config: ModelConfig, documents: Iterable[str]) -> Any:
+    """The fast tokenizer of `config.name`; for a new model a WordPiece one, trained on `documents`.
+
+    Raises:
+        Refused: there is none, or it lacks a mask or padding token.
+    """
+    if not config.name:
+        return build_tokenizer(documents, config.vocab_size)
+    tokenizer = _from_pretrained(transformers.AutoTokenizer, config, use_fast=True)
+    if not tokenizer.is_fast:
+        raise Refused(f"model.name = {config.name!r}: has no fast tokenizer (tokenizer.json); convert it first")
+    for kind in ("mask", "pad"):
+        if getattr(tokenizer, f"{kind}_token") is None:
+            raise Refused(
+                f"model.name = {config.name!r}: its tokenizer has no {kind} token, which masked language modelling needs"
+            )
+    return tokenizer
+
+
+def build_tokenizer(documents: Iterable[str], vocab_size: int) -> transformers.PreTrainedTokenizerFast:
+    """A lower-case WordPiece tokenizer in the manner of BERT's, its vocabulary trained on `documents`."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    backend.train_from_iterator(
+        documents, trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
+    )
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B [SEP]",
+        special_tokens=[("[CLS]", special.index("[CLS]")), ("[SEP]", special.index("[SEP]"))],
+    )
+    return transformers.DistilBertTokenizerFast(tokenizer_object=backend, model_max_length=_NEW_MODEL_POSITIONS)
+
+
+def load_model(config: ModelConfig, tokenizer: Any, sequence_length: int) -> tuple[Any, list[str]]:
+    """The model to train, and the names of its weights that start fresh because the checkpoint has none for them.
+
+    Raises:
+        Refused: no such model, another architecture, encoder weights missing, a vocabulary that does not fit, or
+            sequences longer than its positions.
+    """
+    if not config.name:
+        model_config = transformers.DistilBertConfig(
+            vocab_size=len(tokenizer),
+            dim=config.dim,
+            n_layers=config.n_layers,
+            n_heads=config.n_heads,
+            hidden_dim=config.hidden_dim,
+            dropout=config.dropout,
+            attention_dropout=config.dropout,
+            max_position_embeddings=max(_NEW_MODEL_POSITIONS, sequence_length),
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    else:
+        model_config = load_model_config(config)
+    where = f"model.name = {config.name!r}"
+    if len(tokenizer) > model_config.vocab_size:
+        raise Refused(
+            f"{where}: the tokenizer has {len(tokenizer):,} tokens, the model {model_config.vocab_size:,}; "
+            "they do not belong together"
+        )
+    positions = max_sequence_length(model_config)
+    if sequence_length > positions:
+        raise Refused(
+            f"data.sequence_length = {sequence_length}: {config.name or 'the model'} has {positions} positions; lower it"
+        )
+    model_class = MODEL_CLASSES[model_config.model_type]
+    if not config.name or config.from_config:
+        model = model_class(model_config)
+        model.build_in_name_scope()
+        return model, []
+    _check_weights(config)
+    model, info = _from_pretrained(model_class, config, config=model_config, output_loading_info=True)
+    encoder = [name for name in info["missing_keys"] if model.base_model_prefix in name]
+    if encoder:
+        raise Refused(
+            f"{where}: {len(encoder)} of the encoder's weights are missing, {encoder[0]} among them; "
+            "name a complete checkpoint, or set model.from_config = true for random weights"
+        )
+    return model, sorted(info["missing_keys"])
+
+
+def load_trained(name: str) -> tuple[Any, Any]:
+    """A trained model in float32, whatever the precision in force, and its tokenizer.
+
+    Raises:
+        Refused: there is none, or it cannot be used as a masked language model.
+    """
+    config = ModelConfig(name=name)
+    policy = keras.mixed_precision.global_policy()
+    keras.mixed_precision.set_global_policy("float32")
+    try:
+        tokenizer = load_tokenizer(config, ())
+        model, _ = load_model(config, tokenizer, sequence_length=1)
+    finally:
+        keras.mixed_precision.set_global_policy(policy)
+    return model, tokenizer
+
+
+def load_model_config(config: ModelConfig) -> transformers.PretrainedConfig:
+    """The config of `config.name`.
+
+    Raises:
+        Refused: there is none, or its architecture is not one that can be trained here.
+    """
+    if hub.is_local(config.name):
+        folder = hub.check_local(config.name, "model.name")
+        if not (folder / "config.json").is_file():
+            raise Refused(f"model.name = {config.name!r}: holds no config.json; name a folder written by save_pretrained")
+    model_config = _from_pretrained(transformers.AutoConfig, config)
+    if model_config.model_type not in MODEL_CLASSES:
+        raise Refused(
+            f"model.name = {config.name!r}: its architecture is {model_config.model_type!r}; "
+            f"those that can be trained are {', '.join(MODEL_CLASSES)}"
+        )
+    return model_config
+
+
+def max_sequence_length(model_config: transformers.PretrainedConfig) -> int:
+    """Positions that a sequence can take; RoBERTa counts them from the padding id + 1."""
+    offset = model_config.pad_token_id + 1 if model_config.model_type == "roberta" else 0
+    return model_config.max_position_embeddings - offset
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write config, tokenizer and `model.safetensors` in PyTorch's names and layout, which TensorFlow reads as well.
+
+    transformers' own TF writer uses names that no other library reads. Tied weights are written once, as PyTorch does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {}
+    for variable in model.weights:
+        name, transpose = convert_tf_weight_name_to_pt_weight_name(
+            variable.name, tf_weight_shape=variable.shape, name_scope=None
+        )
+        array = variable.numpy()
+        arrays[name] = array.T.copy() if transpose is TransposeType.SIMPLE else array
+    safetensors.numpy.save_file(arrays, folder / "model.safetensors", metadata={"format": "pt"})
+    model_config = type(model.config).from_dict(model.config.to_dict())
+    model_config.architectures = [f"{type(model).__name__}"]
+    model_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _check_weights(config: ModelConfig) -> None:
+    if not hub.is_local(config.name):
+        return
+    folder = Path(config.name).expanduser()
+    if not any((folder / name).is_file() for name in _WEIGHT_FILES):
+        pickled = "; pytorch_model.bin is a pickle, which is never loaded" if (folder / "pytorch_model.bin").exists() else ""
+        raise Refused(
+            f"model.name = {config.name!r}: holds no weights (model.safetensors or tf_model.h5){pickled}; "
+            "add them, or set model.from_config = true for random weights"
+        )
+
+
+def _from_pretrained(loader: Any, source: ModelConfig, **options: Any) -> Any:
+    is_local = hub.is_local(source.name)
+    name = str(hub.check_local(source.name, "model.name")) if is_local else source.name
+    try:
+        return loader.from_pretrained(name, revision=source.revision or "main", **options)
+    except Exception as error:  # the library lets through whatever its readers, parsers and transports raise
+        if is_local:
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise Refused(f"model.name = {source.name!r}: cannot be loaded: {reason}") from None
+        raise hub.refusal("model.name", source.name, error) from None

@@ -1,0 +1,178 @@
+"""Hugging Face's masked language models, trained and evaluated with the head over masked positions alone.
+
+Only the positions that carry a label, 15 % of them, go through the vocabulary projection: on a fixed number of slots a
+sequence, so that every shape is static. Weights, their names, `from_pretrained` and a call without labels are stock.
+"""
+
+from typing import Any
+
+import tensorflow as tf
+import tf_keras as keras
+from transformers import (
+    TFAlbertForMaskedLM,
+    TFBertForMaskedLM,
+    TFDistilBertForMaskedLM,
+    TFRobertaForMaskedLM,
+)
+
+from tf_mlm.data.masking import IGNORE_INDEX
+from tf_mlm.model.dropout import use_step_dropout
+from tf_mlm.model.metrics import MaskedLMMetrics
+
+
+class MaskedPositionsHead:
+    """Mixin of a TF...ForMaskedLM: what `fit` and `evaluate` compute. Subclasses say how hidden states become logits."""
+
+    def predict_tokens(self, hidden_states: tf.Tensor, training: bool) -> tf.Tensor:
+        """Logits [..., vocabulary] of hidden states [..., dim]."""
+        raise NotImplementedError
+
+    def compile(  # type: ignore[override]
+        self,
+        optimizer: keras.optimizers.Optimizer,
+        *,
+        max_masked_per_sequence: int,
+        accumulate_steps: int = 1,
+        clip_norm: float = 0.0,
+        seed: int = 0,
+        jit_compile: bool = False,
+    ) -> None:
+        """Configure training.
+
+        Args:
+            max_masked_per_sequence: slots of the head; no sequence may carry more labels.
+            accumulate_steps: equal parts in which a batch is worked.
+            clip_norm: largest global norm of the gradient; 0 leaves it as it is.
+            seed: of dropout.
+        """
+        keras.Model.compile(self, optimizer=optimizer, jit_compile=jit_compile)
+        self._max_masked = max_masked_per_sequence
+        self._accumulate_steps = accumulate_steps
+        self._clip_norm = clip_norm
+        self._masked_lm_metrics = MaskedLMMetrics()
+        self._part: list[Any] = [0]
+        self._first_position = (0, 0)
+        use_step_dropout(self, seed, optimizer.iterations, self._part)
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        return self._masked_lm_metrics.all if hasattr(self, "_masked_lm_metrics") else []
+
+    def fit_from(self, step: int, steps_per_epoch: int, **arguments: Any) -> None:
+        """`fit` from update `step` on, be it in the middle of an epoch; `x` begins there too."""
+        self._first_position = divmod(step, steps_per_epoch)
+        self.fit(steps_per_epoch=steps_per_epoch, initial_epoch=self._first_position[0], verbose=0, **arguments)
+
+    def _maybe_load_initial_counters_from_ckpt(self, steps_per_epoch: int, initial_epoch: int) -> tuple[int, int]:
+        # Where Keras asks its own BackupAndRestore for the first epoch and the first step inside it.
+        return self._first_position
+
+    def masked_lm_outputs(
+        self, features: dict[str, tf.Tensor], labels: tf.Tensor, training: bool
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Losses [batch, slots], logits [batch, slots, vocabulary], labels and weights [batch, slots].
+
+        Losses and logits are float32 whatever the precision; a slot without a label has label 0, loss 0 and weight 0.
+        """
+        encoder = getattr(self, self.base_model_prefix)
+        hidden_states = encoder(**features, training=training)[0]
+        labelled = tf.cast(labels != IGNORE_INDEX, tf.int32)
+        positions = tf.math.top_k(labelled, self._max_masked, sorted=True).indices
+        slot_labels = tf.gather(labels, positions, batch_dims=1)
+        weights = tf.cast(slot_labels != IGNORE_INDEX, tf.float32)
+        slot_labels = tf.maximum(slot_labels, 0)
+        logits = self.predict_tokens(tf.gather(hidden_states, positions, batch_dims=1), training)
+        logits = tf.cast(logits, tf.float32)
+        losses = weights * tf.nn.sparse_softmax_cross_entropy_with_logits(slot_labels, logits)
+        return losses, logits, slot_labels, weights
+
+    def train_step(self, data: tuple[dict[str, tf.Tensor], tf.Tensor]) -> dict[str, tf.Tensor]:
+        features, labels = data
+        replica = tf.distribute.get_replica_context()
+        # The loss of a batch is its summed cross-entropy over its number of labels, on all replicas and in all parts;
+        # without any label it is 0, not 0 / 0.
+        num_labels = tf.reduce_sum(tf.cast(labels != IGNORE_INDEX, tf.float32))
+        num_labels = tf.maximum(replica.all_reduce(tf.distribute.ReduceOp.SUM, num_labels), 1.0)
+        gradients = self._accumulate_gradients(features, labels, num_labels)
+        gradients = replica.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+        if self._clip_norm:
+            gradients, _ = tf.clip_by_global_norm(gradients, self._clip_norm)
+        self.optimizer.apply_gradients(
+            zip(gradients, self.trainable_variables, strict=True), experimental_aggregate_gradients=False
+        )
+        return {metric.name: metric.result() for metric in self.metrics}
+
+    def test_step(self, data: tuple[dict[str, tf.Tensor], tf.Tensor]) -> dict[str, tf.Tensor]:
+        features, labels = data
+        self._masked_lm_metrics.update(*self.masked_lm_outputs(features, labels, training=False))
+        return {metric.name: metric.result() for metric in self.metrics}
+
+    def _accumulate_gradients(
+        self, features: dict[str, tf.Tensor], labels: tf.Tensor, num_labels: tf.Tensor
+    ) -> list[tf.Tensor]:
+        """Gradients of the batch's loss, worked in `accumulate_steps` parts, one after the other to save memory."""
+        if self._accumulate_steps == 1:
+            return self._gradients(features, labels, num_labels)
+        size = labels.shape[0] // self._accumulate_steps
+
+        def add_part(part: tf.Tensor, *sums: tf.Tensor) -> list[tf.Tensor]:
+            rows = slice(part * size, (part + 1) * size)
+            self._part.append(part)
+            gradients = self._gradients(
+                {name: tf.ensure_shape(value[rows], [size, value.shape[1]]) for name, value in features.items()},
+                tf.ensure_shape(labels[rows], [size, labels.shape[1]]),
+                num_labels,
+            )
+            self._part.pop()
+            return [part + 1, *(total + gradient for total, gradient in zip(sums, gradients, strict=True))]
+
+        zeros = [tf.zeros_like(variable) for variable in self.trainable_variables]
+        _, *sums = tf.while_loop(
+            lambda part, *_: part < self._accumulate_steps, add_part, [tf.constant(0), *zeros], parallel_iterations=1
+        )
+        return sums
+
+    def _gradients(
+        self, features: dict[str, tf.Tensor], labels: tf.Tensor, num_labels: tf.Tensor
+    ) -> list[tf.Tensor]:
+        scales_loss = isinstance(self.optimizer, keras.mixed_precision.LossScaleOptimizer)
+        with tf.GradientTape() as tape:
+            losses, logits, slot_labels, weights = self.masked_lm_outputs(features, labels, training=True)
+            loss = tf.reduce_sum(losses) / num_labels
+            if scales_loss:
+                loss = self.optimizer.get_scaled_loss(loss)
+        gradients = tape.gradient(loss, self.trainable_variables)
+        if scales_loss:
+            gradients = self.optimizer.get_unscaled_gradients(gradients)
+        self._masked_lm_metrics.update(losses, logits, slot_labels, weights)
+        return [tf.convert_to_tensor(gradient) for gradient in gradients]
+
+
+class DistilBertForMaskedLM(MaskedPositionsHead, TFDistilBertForMaskedLM):
+    def predict_tokens(self, hidden_states: tf.Tensor, training: bool) -> tf.Tensor:
+        hidden_states = self.vocab_layer_norm(self.act(self.vocab_transform(hidden_states)))
+        return self.vocab_projector(hidden_states)
+
+
+class BertForMaskedLM(MaskedPositionsHead, TFBertForMaskedLM):
+    def predict_tokens(self, hidden_states: tf.Tensor, training: bool) -> tf.Tensor:
+        return self.mlm(hidden_states, training=training)
+
+
+class RobertaForMaskedLM(MaskedPositionsHead, TFRobertaForMaskedLM):
+    def predict_tokens(self, hidden_states: tf.Tensor, training: bool) -> tf.Tensor:
+        return self.lm_head(hidden_states)
+
+
+class AlbertForMaskedLM(MaskedPositionsHead, TFAlbertForMaskedLM):
+    def predict_tokens(self, hidden_states: tf.Tensor, training: bool) -> tf.Tensor:
+        return self.predictions(hidden_states, training=training)
+
+
+MODEL_CLASSES = {
+    "distilbert": DistilBertForMaskedLM,
+    "bert": BertForMaskedLM,
+    "roberta": RobertaForMaskedLM,
+    "albert": AlbertForMaskedLM,
+}
+"""The architectures that can be trained, by the `model_type` of their config."""

@@ -1,0 +1,145 @@
+"""What must be set before TensorFlow is imported, and what the machine decides: precision, XLA, devices.
+
+Only this module knows environment variables. `prepare` runs once, before any module that imports TensorFlow.
+"""
+
+import contextlib
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tf_mlm.config import TrainingConfig
+from tf_mlm.errors import Refused
+
+# XLA clusters only the element-wise ops; oneDNN keeps the matrix products, which whole-graph XLA would take from it.
+_ELEMENT_WISE_CLUSTERS = "--tf_xla_auto_jit=2 --tf_xla_cpu_global_jit --tf_xla_ops_to_cluster=FUSIBLE"
+
+_BFLOAT16_UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}
+
+
+class Precision(NamedTuple):
+    name: str
+    reason: str
+
+    @property
+    def policy(self) -> str:
+        """Name of the Keras policy: variables stay float32, products and activations take `name`."""
+        return self.name if self.name == "float32" else f"mixed_{self.name}"
+
+
+def prepare(training: TrainingConfig, verbose: bool = False) -> None:
+    """Set the environment and import TensorFlow, Keras 2 and transformers, holding what they print to descriptor 2.
+
+    Importing TensorFlow prints several lines whatever the log level; they are shown only if the import fails, or with
+    `verbose`.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if verbose else "3")
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # transformers' TF models are Keras 2 models
+    os.environ.setdefault("USE_TORCH", "0")  # a PyTorch that happens to be installed is not imported
+    os.environ.setdefault("USE_JAX", "0")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if training.xla != "off" and not has_nvidia_gpu():
+        flags = os.environ.get("TF_XLA_FLAGS", "")
+        os.environ["TF_XLA_FLAGS"] = f"{flags} {_ELEMENT_WISE_CLUSTERS}".strip()
+    with contextlib.nullcontext() if verbose else _held_stderr():
+        import tensorflow as tf
+        import tf_keras  # noqa: F401
+        import transformers
+
+        tf.zeros(1)  # the first op finds the devices, and prints what it finds
+    if not verbose:
+        tf.get_logger().setLevel("ERROR")
+        transformers.logging.set_verbosity_error()
+
+
+@contextlib.contextmanager
+def _held_stderr() -> Iterator[None]:
+    """Keep what C++ and Python write to descriptor 2 in a file, and pass it on only if the block raises."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            sys.stderr.flush()
+            held.seek(0)
+            os.write(kept, held.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def has_nvidia_gpu() -> bool:
+    """Whether a GPU is to be expected, asked before TensorFlow can be."""
+    return Path("/proc/driver/nvidia/version").exists() and os.environ.get("CUDA_VISIBLE_DEVICES", "0") not in ("", "-1")
+
+
+def processor() -> tuple[str, set[str]]:
+    """Name of the processor and its feature flags; no flags where the system does not list them (macOS, Windows)."""
+    with contextlib.suppress(OSError):
+        lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
+        facts = {key.strip(): value.strip() for key, _, value in reversed(lines)}
+        return facts.get("model name", platform.processor()), set(facts.get("flags", "").split())
+    return platform.processor() or platform.machine(), set()
+
+
+def choose_precision(requested: str) -> Precision:
+    """The precision to compute in: as requested, or with "auto" bfloat16 where the hardware has units for it."""
+    if requested != "auto":
+        return Precision(requested, "as set")
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        details = tf.config.experimental.get_device_details(gpus[0])
+        capability = details.get("compute_capability", (0, 0))
+        name = details.get("device_name", "the GPU")
+        if capability >= (8, 0):
+            return Precision("bfloat16", f"{name} has units for it (compute capability {capability[0]}.{capability[1]})")
+        return Precision("float32", f"{name} has no bfloat16 units")
+    name, flags = processor()
+    for flag, unit in _BFLOAT16_UNITS.items():
+        if flag in flags:
+            return Precision("bfloat16", f"the processor ({name}) has {unit}")
+    return Precision("float32", f"the processor ({name}) has no bfloat16 units")
+
+
+def choose_xla(requested: str) -> str:
+    """How XLA is used: "step" (`jit_compile` of the whole step), "clusters" (element-wise ops), or "off"."""
+    import tensorflow as tf
+
+    if requested == "off":
+        return "off"
+    return "step" if tf.config.list_physical_devices("GPU") else "clusters"
+
+
+def choose_strategy(requested: str) -> Any:
+    """The `tf.distribute` strategy: the default one, or a mirrored one over every GPU (logical CPUs without any)."""
+    import tensorflow as tf
+
+    gpus = tf.config.list_logical_devices("GPU")
+    if requested == "mirrored" or (requested == "auto" and len(gpus) > 1):
+        devices = gpus or tf.config.list_logical_devices("CPU")
+        if len(devices) < 2:
+            raise Refused(
+                f"distribution.strategy = 'mirrored': needs two devices, this machine shows {len(devices)}; use 'none'"
+            )
+        return tf.distribute.MirroredStrategy([device.name for device in devices])
+    return tf.distribute.get_strategy()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages whose behaviour a run depends on."""
+    from importlib.metadata import version
+
+    packages = ("tensorflow", "tf_keras", "transformers", "datasets", "tokenizers", "safetensors", "numpy")
+    return {"python": platform.python_version()} | {package: version(package) for package in packages}

@@ -1,0 +1,329 @@
+"""What happens around `model.fit`: events, the best model, curves, progress, checkpoints and signals."""
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+import tf_keras as keras
+import tqdm
+
+from tf_mlm.errors import Interrupted, NonFiniteLoss
+from tf_mlm.model.loading import save_model
+from tf_mlm.model.metrics import perplexity
+from tf_mlm.training.checkpoint import Progress, model_variables, restore_variables, save_checkpoint
+from tf_mlm.training.plotting import plot_loss
+from tf_mlm.training.run_directory import RunDirectory, write_whole, written_aside
+
+Event = dict[str, Any]
+
+
+class MetricsLog(keras.callbacks.Callback):
+    """Builds the step and epoch events and hands each to `sinks`; stops the run when the loss is not finite.
+
+    Args:
+        schedule: the learning rate by update, counted from 0.
+        tokens_per_step: of a full batch.
+        num_train_steps: after so many updates training stops, in the middle of an epoch if need be.
+        logged_sums: summed loss and number of labels at the last step event of the epoch under way.
+    """
+
+    def __init__(
+        self,
+        sinks: list[Callable[[Event], None]],
+        *,
+        schedule: Callable[[int], Any],
+        steps_per_epoch: int,
+        num_train_steps: int,
+        tokens_per_step: int,
+        log_every: int,
+        first_step: int,
+        logged_sums: tuple[float, float],
+    ):
+        super().__init__()
+        self._supports_tf_logs = True  # else Keras reads every metric at every step
+        self._sinks = sinks
+        self._schedule = schedule
+        self._steps_per_epoch = steps_per_epoch
+        self._num_train_steps = num_train_steps
+        self._tokens_per_step = tokens_per_step
+        self._log_every = log_every
+        self.step = first_step
+        self.logged_sums = logged_sums
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._epoch = epoch + 1
+        self._epoch_start = self._last_time = self._trained_until = time.monotonic()
+        self._epoch_start_step = self._last_step = self.step
+        if self.step % self._steps_per_epoch == 0:
+            self.logged_sums = (0.0, 0.0)
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, tf.Tensor]) -> None:
+        self.step += 1
+        if not math.isfinite(float(logs["loss"])):
+            raise NonFiniteLoss(
+                f"the loss at step {self.step} (epoch {self._epoch}) is not a finite number; nothing was exported; "
+                "lower optimizer.learning_rate or set training.precision = 'float32'"
+            )
+        if self.step % self._log_every == 0:
+            sums = float(self.model.metrics[0].total), float(self.model.metrics[0].count)
+            now = time.monotonic()
+            self._emit(
+                event="step",
+                step=self.step,
+                epoch=self._epoch,
+                loss=(sums[0] - self.logged_sums[0]) / max(sums[1] - self.logged_sums[1], 1),
+                learning_rate=float(self._schedule(self.step - 1)),
+                tokens_per_second=self._tokens_per_second(self._last_step, now - self._last_time),
+            )
+            self.logged_sums, self._last_time, self._last_step = sums, now, self.step
+        if self.step == self._num_train_steps:
+            self.model.stop_training = True
+        # Validation comes next and is not part of the training speed.
+        self._trained_until = time.monotonic()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, tf.Tensor]) -> None:
+        val_loss = float(logs["val_loss"])
+        seconds = time.monotonic() - self._epoch_start
+        self._emit(
+            event="epoch",
+            epoch=self._epoch,
+            step=self.step,
+            loss=float(logs["loss"]),
+            val_loss=val_loss,
+            val_perplexity=perplexity(val_loss),
+            val_masked_accuracy=float(logs["val_masked_accuracy"]),
+            val_masked_accuracy_top_5=float(logs["val_masked_accuracy_top_5"]),
+            learning_rate=float(self._schedule(self.step - 1)),
+            tokens_per_second=self._tokens_per_second(self._epoch_start_step, self._trained_until - self._epoch_start),
+            seconds=round(seconds, 3),
+        )
+
+    def _tokens_per_second(self, since_step: int, seconds: float) -> float:
+        return round((self.step - since_step) * self._tokens_per_step / max(seconds, 1e-9), 1)
+
+    def _emit(self, **event: Any) -> None:
+        for sink in self._sinks:
+            sink(event)
+
+
+class BestModel(keras.callbacks.Callback):
+    """Keeps `model/` at the epoch of the lowest validation loss."""
+
+    def __init__(self, folder: Path, tokenizer: Any, best_val_loss: float | None):
+        super().__init__()
+        self._folder = folder
+        self._tokenizer = tokenizer
+        self._best = math.inf if best_val_loss is None else best_val_loss
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
+        if logs["val_loss"] < self._best:
+            self._best = float(logs["val_loss"])
+            with written_aside(self._folder) as aside:
+                save_model(self.model, self._tokenizer, aside)
+
+
+class EarlyStopping(keras.callbacks.Callback):
+    """Stops after `patience` epochs without a better val_loss.
+
+    Keras' own keeps a count that a resumed run would lack; this one reads it off the run's events.
+    """
+
+    def __init__(self, run: RunDirectory, patience: int):
+        super().__init__()
+        self._run = run
+        self._patience = patience
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if has_stopped_early(self._run.read_events(), self._patience):
+            self.model.stop_training = True
+
+
+def has_stopped_early(events: list[Event], patience: int) -> bool:
+    """Whether the last `patience` epochs are all no better than one before them; never where patience is 0."""
+    losses = [event["val_loss"] for event in events if event["event"] == "epoch"]
+    return 0 < patience < len(losses) and min(losses[-patience:]) >= min(losses[:-patience])
+
+
+class ResumedEpoch(keras.callbacks.Callback):
+    """Puts back the metric sums of the epoch in whose middle a run goes on; Keras clears them as the epoch begins."""
+
+    def __init__(self, progress: Progress, steps_per_epoch: int, model: Any):
+        super().__init__()
+        self._supports_tf_logs = True
+        self._sums = {}
+        if progress.step % steps_per_epoch:
+            self._sums = {name: variable.numpy() for name, variable in model_variables(model, only="metric").items()}
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        restore_variables(model_variables(self.model, only="metric"), self._sums)
+        self._sums = {}
+
+
+def finish_epoch(model: Any, around: list[keras.callbacks.Callback], validation_dataset: Any, epoch: int) -> None:
+    """Validate and close an epoch whose last update was made before the run was stopped."""
+    logs = {metric.name: metric.result().numpy() for metric in model.metrics}
+    every = keras.callbacks.CallbackList(around, model=model)
+    every.on_epoch_begin(epoch)
+    results = model.evaluate(validation_dataset, verbose=0, return_dict=True, callbacks=every)
+    every.on_epoch_end(epoch, logs | {f"val_{name}": value for name, value in results.items()})
+
+
+class Curves(keras.callbacks.Callback):
+    """Redraws loss.png, loss.svg and the curve under plots/, and rewrites history.csv, after each epoch."""
+
+    def __init__(self, run: RunDirectory):
+        super().__init__()
+        self._run = run
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.draw()
+
+    def draw(self) -> None:
+        self._run.write_history()
+        pictures = plot_loss(self._run.read_events(), self._run.name)
+        for kind, content in pictures.items():
+            write_whole(self._run.path / f"loss.{kind}", content)
+        curve = self._run.choose_curve()
+        curve.parent.mkdir(exist_ok=True)
+        write_whole(curve, pictures["png"])
+
+
+class ProgressLines(keras.callbacks.Callback):
+    """Says how the training goes: a bar where stderr is a terminal, else a plain line for each event."""
+
+    def __init__(self, num_train_steps: int, epochs: int, first_step: int):
+        super().__init__()
+        self._supports_tf_logs = True
+        self._epochs = epochs
+        self._num_train_steps = num_train_steps
+        self._first_step = first_step
+        self._start = time.monotonic()
+        self._bar = tqdm.tqdm(
+            total=num_train_steps, initial=first_step, unit="step", disable=None, dynamic_ncols=True, leave=False
+        )
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._bar.update()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self._bar.close()
+
+    def show(self, event: Event) -> None:
+        speed = f"{event['tokens_per_second']:,.0f} tokens/s"
+        if event["event"] == "step":
+            loss = f"loss {event['loss']:.4f}"
+            self._bar.set_postfix_str(f"{loss}, {speed}")
+            if not self._bar.disable:
+                return
+            text = f"step {event['step']}/{self._num_train_steps}  epoch {event['epoch']}/{self._epochs}  {loss}  "
+            text += f"rate {event['learning_rate']:.3g}  {speed}  {self._time_left(event['step'])} left"
+        else:
+            text = (
+                f"epoch {event['epoch']}/{self._epochs}  loss {event['loss']:.4f}  val_loss {event['val_loss']:.4f}  "
+                f"perplexity {event['val_perplexity']:.2f}  masked accuracy {event['val_masked_accuracy']:.4f}  "
+                f"{speed}  {self._time_left(event['step'])} left"
+            )
+        tqdm.tqdm.write(text, file=sys.stderr)
+
+    def _time_left(self, step: int) -> str:
+        rate = (time.monotonic() - self._start) / max(step - self._first_step, 1)
+        seconds = round(rate * (self._num_train_steps - step))
+        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+
+class Checkpoints(keras.callbacks.Callback):
+    """Saves a checkpoint every so often, and when SIGINT or SIGTERM asks the run to stop.
+
+    Args:
+        fingerprint: of config, data and model, kept with the checkpoint.
+        seconds: training time of the runs that this one continues.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        log: MetricsLog,
+        *,
+        every_minutes: float,
+        every_steps: int,
+        keep: int,
+        steps_per_epoch: int,
+        fingerprint: str,
+        seconds: float = 0.0,
+    ):
+        super().__init__()
+        self._supports_tf_logs = True
+        self._run = run
+        self._log = log
+        self._every_seconds = every_minutes * 60
+        self._every_steps = every_steps
+        self._keep = keep
+        self._steps_per_epoch = steps_per_epoch
+        self._fingerprint = fingerprint
+        self._seconds_before = seconds
+        self._start = self._last_save = time.monotonic()
+        self._signal = 0
+        self._previous_handlers: dict[int, Any] = {}
+
+    @property
+    def seconds(self) -> float:
+        """Training time so far, that of the continued runs included."""
+        return self._seconds_before + time.monotonic() - self._start
+
+    def __enter__(self) -> "Checkpoints":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous_handlers[number] = signal.signal(number, self._note_signal)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous_handlers.items():
+            signal.signal(number, handler)
+
+    def _note_signal(self, number: int, frame: object) -> None:
+        if self._signal == signal.SIGINT == number:
+            raise KeyboardInterrupt  # a second Ctrl-C does not wait
+        self._signal = number
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        due = time.monotonic() - self._last_save >= self._every_seconds
+        due |= self._every_steps > 0 and self._log.step % self._every_steps == 0
+        # At the end of an epoch validation comes first, so that no checkpoint lies between the two.
+        if (due or self._signal) and not self._at_epoch_end(batch):
+            self.save()
+            self._stop_if_asked()
+
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self._signal:
+            self.save()
+            self._stop_if_asked()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if self._signal or self.model.stop_training or time.monotonic() - self._last_save >= 60:
+            self.save()
+            self._stop_if_asked()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self.save()
+
+    def save(self) -> None:
+        metrics_bytes = self._run.metrics_path.stat().st_size
+        progress = Progress(self._log.step, self._log.logged_sums, metrics_bytes, self.seconds, self._fingerprint)
+        save_checkpoint(self._run.checkpoints_path, progress, model_variables(self.model), self._keep)
+        self._last_save = time.monotonic()
+
+    def _at_epoch_end(self, batch: int) -> bool:
+        return batch + 1 == self._steps_per_epoch or self.model.stop_training
+
+    def _stop_if_asked(self) -> None:
+        if self._signal:
+            name = signal.Signals(self._signal).name
+            raise Interrupted(
+                f"{name} at step {self._log.step}: stopped after a checkpoint; "
+                f"continue with --resume {self._run.path}",
+                self._signal,
+            )

@@ -1,0 +1,201 @@
+"""The run directory: what a run leaves behind, written so that a kill never leaves half a file."""
+
+import contextlib
+import csv
+import io
+import itertools
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from tf_mlm.config import Config, dump_config
+from tf_mlm.errors import Refused
+
+HISTORY_COLUMNS = (
+    "epoch", "step", "loss", "val_loss", "val_perplexity", "val_masked_accuracy", "learning_rate",
+    "tokens_per_second", "seconds",
+)  # fmt: skip
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write `path` to a temporary name beside it and rename it, so that it is never seen half written."""
+    descriptor, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(aside, 0o666 & ~_umask())
+        os.replace(aside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(aside)
+        raise
+
+
+@contextlib.contextmanager
+def written_aside(folder: Path) -> Iterator[Path]:
+    """A folder to write into that takes the place of `folder` when the block ends well, and is removed when not."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    os.chmod(aside, 0o777 & ~_umask())
+    try:
+        yield aside
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+            os.replace(folder, old / folder.name)
+            os.replace(aside, folder)
+            shutil.rmtree(old)
+        else:
+            os.replace(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+class RunDirectory:
+    """One run's folder, held by a lock for as long as the process lives."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._lock = filelock.FileLock(path / ".lock", timeout=0)
+
+    @classmethod
+    def create(cls, path: Path) -> "RunDirectory":
+        """Make the folder and take its lock.
+
+        Raises:
+            Refused: it holds a run or anything else, cannot be written, or another process has it.
+        """
+        if path.exists() and not path.is_dir():
+            raise Refused(f"--output-dir {path}: is a file; name a folder")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            run = cls(path)
+            run._take_lock()
+        except OSError as error:
+            raise Refused(f"--output-dir {path}: cannot be written: {error.strerror}; name another folder") from None
+        if run.metrics_path.exists() or run.config_path.exists():
+            state = "a finished run" if run.is_finished() else "an unfinished run; continue it with --resume"
+            run.release()
+            raise Refused(f"--output-dir {path}: holds {state}, or name another folder")
+        if others := [entry.name for entry in path.iterdir() if entry.name != ".lock"]:
+            run.release()
+            raise Refused(f"--output-dir {path}: is not empty ({others[0]} is there); name an empty or a new folder")
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> "RunDirectory":
+        """Take the lock of an existing run.
+
+        Raises:
+            Refused: there is no run, or another process has it.
+        """
+        run = cls(path)
+        if not run.config_path.exists():
+            raise Refused(f"--resume {path}: holds no run (no config.toml)")
+        try:
+            run._take_lock()
+        except OSError as error:
+            raise Refused(f"--resume {path}: cannot be written: {error.strerror}") from None
+        return run
+
+    def _take_lock(self) -> None:
+        try:
+            # The system frees the lock of a process that dies, so a file left behind is no obstacle.
+            self._lock.acquire()
+        except filelock.Timeout:
+            raise Refused(f"--output-dir {self.path}: another process is running there; wait for it or stop it") from None
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def discard(self) -> None:
+        """Remove what a refused run has made, which is never more than its config: nothing was trained."""
+        for path in (self.config_path, self.environment_path, self.path / ".lock"):
+            path.unlink(missing_ok=True)
+        self.release()
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
+
+    config_path = property(lambda self: self.path / "config.toml")
+    environment_path = property(lambda self: self.path / "environment.json")
+    metrics_path = property(lambda self: self.path / "metrics.jsonl")
+    model_path = property(lambda self: self.path / "model")
+    checkpoints_path = property(lambda self: self.path / "checkpoints")
+    saved_model_path = property(lambda self: self.path / "saved_model")
+    tensorboard_path = property(lambda self: self.path / "tensorboard")
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    def write_config(self, config: Config) -> None:
+        write_whole(self.config_path, dump_config(config))
+
+    def write_environment(self, environment: dict[str, Any]) -> None:
+        write_whole(self.environment_path, json.dumps(environment, indent=2) + "\n")
+
+    def append_event(self, event: dict[str, Any]) -> None:
+        with open(self.metrics_path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")
+
+    def read_events(self) -> list[dict[str, Any]]:
+        """The events so far; a half last line, left by a kill, is not one."""
+        return read_events(self.metrics_path)
+
+    def cut_events(self, num_bytes: int) -> None:
+        """Drop what metrics.jsonl holds beyond a checkpoint: the resumed run writes it again."""
+        if self.metrics_path.exists():
+            os.truncate(self.metrics_path, num_bytes)
+
+    def choose_curve(self) -> Path:
+        """Where the curve goes under plots/: the run's own file, never another run's."""
+        if self.environment_path.exists():
+            return Path(json.loads(self.environment_path.read_text())["curve"])
+        names = itertools.chain([self.name], (f"{self.name}-{number}" for number in itertools.count(2)))
+        return next(path for name in names if not (path := Path("plots") / f"{name}.png").exists())
+
+    def is_finished(self) -> bool:
+        events = self.read_events()
+        return bool(events) and events[-1]["event"] == "end"
+
+    def write_history(self) -> None:
+        """history.csv, one row per epoch, derived from metrics.jsonl."""
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, HISTORY_COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(event for event in self.read_events() if event["event"] == "epoch")
+        write_whole(self.path / "history.csv", table.getvalue())
+
+
+def read_events(metrics_path: Path) -> list[dict[str, Any]]:
+    if not metrics_path.exists():
+        return []
+    lines = metrics_path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return [json.loads(line) for line in lines[:-1]]  # what follows the last line end is nothing, or half a line
+
+
+def new_run_path(config_name: str) -> Path:
+    """runs/<config name>-<time>, with a number behind it where that is taken."""
+    name = f"{config_name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    candidates = (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in range(1, 1000))
+    return next(path for path in candidates if not path.exists())
+
+
+def newest_unfinished_run(root: Path) -> Path | None:
+    """The unfinished run in `root` that was begun last."""
+    runs = [RunDirectory(path.parent) for path in root.glob("*/config.toml")]
+    unfinished = [run.path for run in runs if not run.is_finished()]
+    return max(unfinished, key=lambda path: (path / "config.toml").stat().st_mtime, default=None)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

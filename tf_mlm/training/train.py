@@ -1,0 +1,279 @@
+"""The recipe: from settings to a trained model, its curves, its card and its export. This module alone knows all others."""
+
+import json
+import platform
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import tf_keras as keras
+import xxhash
+
+from tf_mlm import runtime
+from tf_mlm.config import Config
+from tf_mlm.data.corpus import load_corpus
+from tf_mlm.data.masking import max_masked_per_sequence
+from tf_mlm.data.pipeline import build_collator, build_train_dataset, build_validation_dataset
+from tf_mlm.data.prepared import PreparedData, describe_data, prepare_data
+from tf_mlm.model.loading import load_model, load_tokenizer, load_trained
+from tf_mlm.model.metrics import perplexity
+from tf_mlm.model.optimizer import build_optimizer, build_schedule
+from tf_mlm.serving.fill_mask import fill_masks
+from tf_mlm.serving.saved_model import export_saved_model
+from tf_mlm.training import callbacks
+from tf_mlm.training.checkpoint import Progress, load_checkpoint, model_variables, restore_variables
+from tf_mlm.training.model_card import Example, RunReport, build_model_card
+from tf_mlm.training.plan import RunLength, describe_plan
+from tf_mlm.training.run_directory import RunDirectory, write_whole, written_aside
+from tf_mlm.training.tensorboard import TensorBoardFiles
+
+_NUM_FILLS = 5
+
+
+def train(config: Config, run: RunDirectory) -> None:
+    """Train as `config` says, from the start or from the newest checkpoint of `run`, and leave the results there.
+
+    Raises:
+        Refused: the data or the model cannot be had or do not fit; nothing was trained.
+        NonFiniteLoss: the loss was no longer a number.
+        Interrupted: a signal asked the run to stop; a checkpoint was written.
+    """
+    run.write_config(config)
+    model, tokenizer, data, length, environment = prepare(config)
+    print(describe(config, data, model, length, environment), flush=True)
+
+    progress = restore(model, run, environment["fingerprint"])
+    run.cut_events(progress.metrics_bytes)
+    run.write_environment(environment | {"curve": str(run.choose_curve())})
+    validation_dataset = build_validation_dataset(
+        build_collator(data.validation, tokenizer, config.masking, config.training.seed, validation=True),
+        data.validation_rows,
+        batch_size=config.training.batch_size,
+    )
+    if progress.step == 0:
+        run.append_event(start_event(config, model, tokenizer, data, length, validation_dataset))
+    fit(config, run, model, tokenizer, data, length, validation_dataset, progress)
+    export(config, run)
+
+
+def prepare(config: Config) -> tuple[Any, Any, PreparedData, RunLength, dict[str, Any]]:
+    """The compiled model, its tokenizer, the data, the length of the training, and what it all runs on."""
+    seed = config.training.seed
+    precision = runtime.choose_precision(config.training.precision)
+    keras.mixed_precision.set_global_policy(precision.policy)  # before the model is built, or it has no effect
+    keras.utils.set_random_seed(seed)
+    corpus = load_corpus(config.data, seed)
+    tokenizer = load_tokenizer(config.model, corpus.train["text"])
+    strategy = runtime.choose_strategy(config.distribution.strategy)
+    xla = runtime.choose_xla(config.training.xla)
+    with strategy.scope():
+        model, new_weights = load_model(config.model, tokenizer, config.data.sequence_length)
+    data = prepare_data(config, corpus, tokenizer)
+    length = RunLength.of(config, len(data.train_rows))
+    with strategy.scope():
+        model.compile(
+            build_optimizer(config.optimizer, length.num_train_steps, precision.name),
+            max_masked_per_sequence=max_masked_per_sequence(
+                config.data.sequence_length, max(config.masking.mlm_probability, 0.15)
+            ),
+            accumulate_steps=config.training.accumulate_steps,
+            clip_norm=config.optimizer.clip_norm,
+            seed=seed,
+            jit_compile=xla == "step",
+        )
+    environment = runtime.versions() | {
+        "platform": platform.platform(),
+        "processor": runtime.processor()[0],
+        "precision": precision.name,
+        "precision_reason": precision.reason,
+        "xla": xla,
+        "num_replicas": strategy.num_replicas_in_sync,
+        "num_parameters": model.count_params(),
+        "new_weights": new_weights,
+        "data": data.facts,
+        "fingerprint": fingerprint(config, model, tokenizer, data),
+    }
+    return model, tokenizer, data, length, environment
+
+
+def fingerprint(config: Config, model: Any, tokenizer: Any, data: PreparedData) -> str:
+    """Hash of all that decides the numbers of a run: settings, starting weights, vocabulary, text."""
+    digest = xxhash.xxh3_128()
+    decisive = asdict(config)
+    decisive.pop("checkpoint")
+    for name in ("log_every", "example_sentences"):
+        decisive["training"].pop(name)
+    digest.update(json.dumps([decisive, data.facts["fingerprint"]], sort_keys=True).encode())
+    digest.update(tokenizer.backend_tokenizer.to_str().encode())
+    for weight in model.weights:
+        digest.update(weight.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def describe(config: Config, data: PreparedData, model: Any, length: RunLength, environment: dict[str, Any]) -> str:
+    lines = [describe_data(data.facts)]
+    if environment["new_weights"]:
+        names = ", ".join(environment["new_weights"])
+        lines.append(f"fresh      {len(environment['new_weights']):>10,} weights that {config.model.name} lacks: {names}")
+    lines.append(describe_plan(config, length, model))
+    lines.append(f"precision  {environment['precision']:>10} because {environment['precision_reason']}; XLA {environment['xla']}")
+    return "\n".join(lines)
+
+
+def restore(model: Any, run: RunDirectory, fingerprint: str) -> Progress:
+    """Put the newest checkpoint, if there is one, into the model's and the optimizer's variables."""
+    checkpoint = load_checkpoint(run.checkpoints_path, fingerprint)
+    if checkpoint is None:
+        return Progress(0, (0.0, 0.0), 0, 0.0, fingerprint)
+    progress, arrays = checkpoint
+    restore_variables(model_variables(model), arrays)
+    print(f"resumed    at step {progress.step:,}", flush=True)
+    return progress
+
+
+def start_event(
+    config: Config, model: Any, tokenizer: Any, data: PreparedData, length: RunLength, validation_dataset: Any
+) -> dict[str, Any]:
+    """The model before training: its validation metrics, and what it fills in."""
+    logs = model.evaluate(validation_dataset, verbose=0, return_dict=True)
+    return {
+        "event": "start",
+        "epoch": 0,
+        "step": 0,
+        "val_loss": logs["loss"],
+        "val_perplexity": perplexity(logs["loss"]),
+        "val_masked_accuracy": logs["masked_accuracy"],
+        "val_masked_accuracy_top_5": logs["masked_accuracy_top_5"],
+        "unigram_entropy": data.unigram_entropy,
+        "steps_per_epoch": length.steps_per_epoch,
+        "num_train_steps": length.num_train_steps,
+        "num_warmup_steps": length.num_warmup_steps,
+        "fills": fill_examples(config, model, tokenizer),
+    }
+
+
+def fill_examples(config: Config, model: Any, tokenizer: Any) -> list[list[tuple[str, float]]]:
+    """For each example sentence, the likeliest tokens of its first gap."""
+    return [
+        [(fill.token, fill.probability) for fill in fill_masks(model, tokenizer, sentence, _NUM_FILLS)[0]]
+        for sentence in config.training.example_sentences
+    ]
+
+
+def fit(
+    config: Config,
+    run: RunDirectory,
+    model: Any,
+    tokenizer: Any,
+    data: PreparedData,
+    length: RunLength,
+    validation_dataset: Any,
+    progress: Progress,
+) -> None:
+    """Train from `progress` to the end, or to where early stopping ends it."""
+    events = run.read_events()
+    epochs_done = [event for event in events if event["event"] == "epoch"]
+    patience = config.training.early_stopping_patience
+    lines = callbacks.ProgressLines(length.num_train_steps, length.epochs, progress.step)
+    board = TensorBoardFiles(run.tensorboard_path, events)
+    log = callbacks.MetricsLog(
+        [run.append_event, board.write, lines.show],
+        schedule=build_schedule(config.optimizer, length.num_train_steps),
+        steps_per_epoch=length.steps_per_epoch,
+        num_train_steps=length.num_train_steps,
+        tokens_per_step=config.training.batch_size * config.data.sequence_length,
+        log_every=config.training.log_every,
+        first_step=progress.step,
+        logged_sums=progress.logged_sums,
+    )
+    checkpoints = callbacks.Checkpoints(
+        run,
+        log,
+        **asdict(config.checkpoint),
+        steps_per_epoch=length.steps_per_epoch,
+        fingerprint=progress.fingerprint,
+        seconds=progress.seconds,
+    )
+    around = [
+        callbacks.ResumedEpoch(progress, length.steps_per_epoch, model),
+        log,
+        callbacks.BestModel(run.model_path, tokenizer, min((e["val_loss"] for e in epochs_done), default=None)),
+        callbacks.Curves(run),
+        lines,
+        callbacks.EarlyStopping(run, patience),
+        checkpoints,
+    ]
+    with checkpoints, board:
+        at_epoch_end = progress.step % length.steps_per_epoch == 0 or progress.step == length.num_train_steps
+        if progress.step and at_epoch_end and (not epochs_done or epochs_done[-1]["step"] < progress.step):
+            callbacks.finish_epoch(model, around, validation_dataset, epoch=len(epochs_done))
+        if progress.step < length.num_train_steps and not callbacks.has_stopped_early(run.read_events(), patience):
+            train_dataset = build_train_dataset(
+                build_collator(data.train, tokenizer, config.masking, config.training.seed),
+                data.train_rows,
+                batch_size=config.training.batch_size,
+                seed=config.training.seed,
+                epochs=length.epochs,
+                first_step=progress.step,
+            )
+            model.fit_from(
+                progress.step,
+                length.steps_per_epoch,
+                x=train_dataset,
+                epochs=length.epochs,
+                validation_data=validation_dataset,
+                callbacks=around,
+            )
+
+
+def export(config: Config, run: RunDirectory) -> None:
+    """From the best model: SavedModel, fills, model card. The end event comes last, the checkpoints go after it."""
+    model, tokenizer = load_trained(str(run.model_path))
+    with written_aside(run.saved_model_path) as aside:
+        export_saved_model(model, aside)
+    events = run.read_events()
+    epochs = [event for event in events if event["event"] == "epoch"]
+    best = min(epochs, key=lambda event: event["val_loss"])
+    end = {
+        "event": "end",
+        "epoch": epochs[-1]["epoch"],
+        "step": epochs[-1]["step"],
+        "best_epoch": best["epoch"],
+        "best_val_loss": best["val_loss"],
+        "seconds": round(sum(event["seconds"] for event in epochs), 3),
+        "fills": fill_examples(config, model, tokenizer),
+    }
+    card = build_model_card(report(config, run, [*events, end], model.config.model_type))
+    write_whole(run.path / "README.md", card)
+    write_whole(run.model_path / "README.md", card)
+    run.append_event(end)
+    shutil.rmtree(run.checkpoints_path, ignore_errors=True)
+    print(
+        f"finished   {run.path}: best epoch {best['epoch']} of {epochs[-1]['epoch']}, val_loss "
+        f"{best['val_loss']:.4f}, perplexity {best['val_perplexity']:.2f}\n"
+        f"           loss.png, README.md (model card), model/, saved_model/; curve in {run.choose_curve()}\n"
+        f'try        python -m tf_mlm fill-mask {run.path} "{config.training.example_sentences[0]}"'
+    )
+
+
+def report(config: Config, run: RunDirectory, events: list[dict[str, Any]], model_type: str) -> RunReport:
+    environment = json.loads(run.environment_path.read_text())
+    fills = zip(config.training.example_sentences, events[0]["fills"], events[-1]["fills"], strict=True)
+    return RunReport(
+        run_name=run.name,
+        config=config,
+        events=events,
+        num_parameters=environment["num_parameters"],
+        model_type=model_type,
+        data=environment["data"],
+        examples=[Example(*fill) for fill in fills],
+        environment=environment | {"seconds": events[-1]["seconds"]},
+        new_weights=environment["new_weights"],
+    )
+
+
+def plan(config: Config) -> None:
+    """Say what `train` would do; nothing is trained and nothing written but the cache."""
+    model, _, data, length, environment = prepare(config)
+    print(describe(config, data, model, length, environment))
