@@ -1,15 +1,15 @@
 """From the command line to a call, and from what ends it early to one line and an exit code."""
 
 import argparse
-import contextlib
+import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from tf_mlm import hub, runtime
-from tf_mlm.config import Config, dump_config, load_config, nearest, setting_fields
+from tf_mlm.config import Config, DataConfig, ModelConfig, dump_config, load_config, nearest, setting_fields
 from tf_mlm.errors import HubOutOfReach, Interrupted, NonFiniteLoss, Refused
 
 SHORT_FLAGS = {
@@ -30,7 +30,9 @@ class _Parser(argparse.ArgumentParser):
         unknown = message.partition("unrecognized arguments: ")[2].split(" ")[0].partition("=")[0]
         if unknown.startswith("-"):
             known = [option for action in self._actions for option in action.option_strings]
-            message = f"unknown flag {unknown}{nearest(unknown, known) if self._near(unknown, known) else ''}; see --help"
+            message = (
+                f"unknown flag {unknown}{nearest(unknown, known) if self._near(unknown, known) else ''}; see --help"
+            )
         raise Refused(message)
 
     @staticmethod
@@ -75,7 +77,12 @@ def _train_parser() -> _Parser:
         parser.add_argument(flag, dest=name, metavar="VALUE", default=argparse.SUPPRESS, help=f"short for --{name}")
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="the run directory; runs/<config name>-<time>")
     parser.add_argument(
-        "--resume", type=Path, nargs="?", const=_NEWEST, metavar="RUN", help="continue that run, or the newest unfinished"
+        "--resume",
+        type=Path,
+        nargs="?",
+        const=_NEWEST,
+        metavar="RUN",
+        help="continue that run, or the newest unfinished",
     )
     parser.add_argument("--plan", action="store_true", help="say what would happen, train nothing")
     parser.add_argument("--print-config", action="store_true", help="the resolved settings as TOML, and stop")
@@ -84,16 +91,16 @@ def _train_parser() -> _Parser:
     for name, field in setting_fields().items():
         section = name.partition(".")[0]
         group = groups.get(section) or groups.setdefault(section, parser.add_argument_group(f"[{section}]"))
-        many = {"nargs": "+"} if isinstance(field.default.default, tuple) else {}
-        flag = {"nargs": "?", "const": "true"} if field.type is bool else {}
+        extra: dict[str, Any] = {"nargs": "+"} if isinstance(field.default.default, tuple) else {}
+        if field.type is bool:
+            extra = {"nargs": "?", "const": "true"}
         group.add_argument(
             f"--{name}",
             dest=name,
             metavar="VALUE",
             default=argparse.SUPPRESS,
             help=f"{field.default.description} [{_shown(field.default.default)}]".replace("%", "%%"),
-            **many,
-            **flag,
+            **extra,
         )
     return parser
 
@@ -117,8 +124,8 @@ def _train(argv: list[str]) -> None:
         if not is_bare or arguments.resume is not None and arguments.output_dir is None:
             raise
         banner = (
-            f"{'=' * 100}\nTHE HUB IS OUT OF REACH, SO THIS IS THE SAMPLE: a small DistilBERT from random weights on the "
-            f"corpus that\ncomes with tf_mlm (configs/sample.toml).\nNot done: {error}\n{'=' * 100}"
+            f"{'=' * 100}\nTHE HUB IS OUT OF REACH, SO THIS IS THE SAMPLE: a small DistilBERT from random weights on "
+            f"the corpus that\ncomes with tf_mlm (configs/sample.toml).\nNot done: {error}\n{'=' * 100}"
         )
         print(banner, flush=True)
         arguments.config = _SAMPLE_CONFIG
@@ -136,7 +143,9 @@ def _train_or_resume(config: Config, arguments: argparse.Namespace, is_named: bo
         if resumed is None:
             resumed = newest_unfinished_run(Path("runs"))
             if resumed is None:
-                raise Refused("--resume: there is no unfinished run under runs/; name one, or start one without --resume")
+                raise Refused(
+                    "--resume: there is no unfinished run under runs/; name one, or start one without --resume"
+                )
         if arguments.resume != _NEWEST or (resumed / "config.toml").exists():
             return _resume(resumed, config, is_named)
     _start_libraries(config, arguments.verbose)
@@ -180,8 +189,8 @@ def _check_same(path: Path, stored: Config, given: Config) -> None:
         before, now = (asdict(config)[section][key] for config in (stored, given))
         if before != now and name not in _MAY_CHANGE_ON_RESUME:
             raise Refused(
-                f"--resume {path}: {name} = {now!r} where the run has {before!r}; leave it as it was, or start a new run "
-                f"(what may change is {', '.join(_MAY_CHANGE_ON_RESUME)})"
+                f"--resume {path}: {name} = {now!r} where the run has {before!r}; leave it as it was or start a new "
+                f"run (what may change is {', '.join(_MAY_CHANGE_ON_RESUME)})"
             )
 
 
@@ -195,16 +204,91 @@ def _start_libraries(config: Config, verbose: bool) -> None:
 
 
 def _use(argv: list[str]) -> None:
-    parser = _Parser(prog="python -m tf_mlm", description="Use a trained model.", allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    with contextlib.suppress(KeyError):
-        pass
-    for name, (description, add_arguments, call) in _COMMANDS.items():
+    parser = _Parser(prog="python -m tf_mlm", description="Use a trained model. To train one: train.py.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add_command(name: str, call: Callable[[argparse.Namespace], None], description: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=description, description=description, allow_abbrev=False)
-        add_arguments(command)
+        command.add_argument("model", metavar="RUN_OR_MODEL", help="a run directory, a model folder, or a Hub name")
         command.set_defaults(call=call)
+        return command
+
+    command = add_command("fill-mask", _fill_mask, "The likeliest words for each [MASK] of a sentence.")
+    command.add_argument("sentences", nargs="+", metavar="SENTENCE", help='such as "This is a great [MASK]."')
+    command.add_argument("--top-k", type=int, default=5, metavar="K", help="words for each gap [5]")
+    command.add_argument("--json", action="store_true", help="as JSON, one object a sentence")
+
+    command = add_command("evaluate", _evaluate, "Loss, perplexity and accuracy over masked tokens.")
+    command.add_argument("--dataset", metavar="NAME_OR_PATH", help="other data than the run's own validation data")
+    command.add_argument("--json", action="store_true", help="as one JSON object")
+
+    command = add_command("export", _export, "Write a SavedModel.")
+    command.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder")
+
     arguments = parser.parse_args(argv)
     arguments.call(arguments)
 
 
-_COMMANDS: dict[str, Any] = {}
+def _find_model(name: str) -> tuple[str, Config | None]:
+    """The model folder or Hub name, and the config of the run where `name` is a run directory."""
+    if not (Path(name) / "config.toml").is_file():
+        return name, None
+    model = Path(name) / "model"
+    if not model.is_dir():
+        raise Refused(f"{name}: this run has no model yet; one is kept from the end of the first epoch on")
+    return str(model), load_config(Path(name) / "config.toml")
+
+
+def _fill_mask(arguments: argparse.Namespace) -> None:
+    if arguments.top_k < 1:
+        raise Refused(f"--top-k {arguments.top_k}: must be at least 1")
+    name, _ = _find_model(arguments.model)
+    _start_libraries(replace(Config(), model=ModelConfig(name=name), data=DataConfig(dataset="sample")), verbose=False)
+    from tf_mlm.model.loading import load_trained
+    from tf_mlm.serving.fill_mask import describe_fills, fill_masks
+
+    model, tokenizer = load_trained(name)
+    for sentence in arguments.sentences:
+        gaps = fill_masks(model, tokenizer, sentence, arguments.top_k)
+        if arguments.json:
+            print(json.dumps({"sentence": sentence, "fills": [[fill._asdict() for fill in gap] for gap in gaps]}))
+        else:
+            print(describe_fills(sentence, gaps))
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    name, config = _find_model(arguments.model)
+    if config is None and arguments.dataset is None:
+        raise Refused(f"evaluate {arguments.model}: a model has no data of its own; name some with --dataset")
+    config = replace(config or Config(), model=ModelConfig(name=name))
+    if arguments.dataset is not None:
+        config = replace(config, data=replace(config.data, dataset=arguments.dataset))
+    _start_libraries(config, verbose=False)
+    from tf_mlm.serving.evaluate import evaluate_model
+
+    metrics = evaluate_model(config, own_data=arguments.dataset is None)
+    if arguments.json:
+        print(json.dumps(metrics))
+    else:
+        print(
+            f"loss             {metrics['loss']:.4f} nats a masked token\n"
+            f"perplexity       {metrics['perplexity']:.2f}\n"
+            f"masked accuracy  {metrics['masked_accuracy']:.2%} top 1, {metrics['masked_accuracy_top_5']:.2%} top 5\n"
+            f"over             {metrics['masked_tokens']:,} masked tokens of {metrics['sequences']:,} sequences"
+        )
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    name, _ = _find_model(arguments.model)
+    if arguments.output.exists():
+        raise Refused(f"--output {arguments.output}: is there already; name a new folder")
+    _start_libraries(replace(Config(), model=ModelConfig(name=name), data=DataConfig(dataset="sample")), verbose=False)
+    from tf_mlm.model.loading import load_trained
+    from tf_mlm.serving.saved_model import export_saved_model
+    from tf_mlm.training.run_directory import written_aside
+
+    model, _ = load_trained(name)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    with written_aside(arguments.output) as aside:
+        export_saved_model(model, aside)
+    print(f"SavedModel in {arguments.output}")

@@ -47,7 +47,9 @@ class ModelConfig:
 
 @dataclass(frozen=True, config=_FORBID)
 class DataConfig:
-    dataset: str = _setting("stanfordnlp/imdb", "Hub name, folder, glob or file; 'sample' is the corpus that comes along")
+    dataset: str = _setting(
+        "stanfordnlp/imdb", "Hub name, folder, glob or file; 'sample' is the corpus that comes along"
+    )
     revision: str = _setting("", "branch, tag or commit on the Hub; '' is its default branch")
     config_name: str = _setting("", "configuration of the dataset; '' is its default one")
     document: Literal["line", "paragraph", "file"] = _setting("line", "what a document is in a .txt file")
@@ -71,7 +73,9 @@ class MaskingConfig:
     strategy: Literal["token"] = _setting("token", "what is masked as one")
     mlm_probability: float = _setting(0.15, "share of ordinary tokens to predict, in training", gt=0, le=1)
     mask_replace_prob: float = _setting(0.8, "share of those replaced by the mask token", ge=0, le=1)
-    random_replace_prob: float = _setting(0.1, "share of those replaced by a random token; the rest is kept", ge=0, le=1)
+    random_replace_prob: float = _setting(
+        0.1, "share of those replaced by a random token; the rest is kept", ge=0, le=1
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "MaskingConfig":
@@ -87,7 +91,9 @@ class OptimizerConfig:
     power: float = _setting(1.0, "exponent of the polynomial decay; 1 is linear", gt=0)
     warmup_ratio: float = _setting(0.06, "share of the steps over which the rate climbs", ge=0, lt=1)
     num_warmup_steps: int = _setting(-1, "steps over which the rate climbs; -1 takes warmup_ratio", ge=-1)
-    weight_decay_rate: float = _setting(0.01, "decoupled decay per unit of rate, none on LayerNorm and biases", ge=0, lt=1)
+    weight_decay_rate: float = _setting(
+        0.01, "decoupled decay per unit of rate, none on LayerNorm and biases", ge=0, lt=1
+    )
     beta_1: float = _setting(0.9, "decay of the first moment", ge=0, lt=1)
     beta_2: float = _setting(0.999, "decay of the second moment", ge=0, lt=1)
     epsilon: float = _setting(1e-8, "added to the root of the second moment", gt=0)
@@ -107,7 +113,9 @@ class TrainingConfig:
     batch_size: int = _setting(32, "sequences in one update", ge=1)
     accumulate_steps: int = _setting(1, "equal parts in which a batch is worked, to save memory", ge=1)
     seed: int = _setting(42, "of order, masks, dropout, held-out documents and fresh weights", ge=0, lt=2**32)
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = _setting("auto", "of matrix products and activations")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = _setting(
+        "auto", "of matrix products and activations"
+    )
     xla: Literal["auto", "on", "off"] = _setting("auto", "element-wise clusters on CPU, the whole step on GPU")
     log_every: int = _setting(10, "steps between two progress lines and two step events", ge=1)
     early_stopping_patience: int = _setting(0, "epochs without a better val_loss before stopping; 0 never stops", ge=0)
@@ -140,7 +148,9 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, config=_FORBID)
 class DistributionConfig:
-    strategy: Literal["auto", "none", "mirrored"] = _setting("auto", "auto mirrors the model where there are several GPUs")
+    strategy: Literal["auto", "none", "mirrored"] = _setting(
+        "auto", "auto mirrors the model where there are several GPUs"
+    )
 
 
 @dataclass(frozen=True, config=_FORBID)
@@ -167,7 +177,9 @@ class Config:
 def setting_fields() -> dict[str, Any]:
     """Every setting by its dotted name, `section.key`, as a dataclass field whose `default` is pydantic's FieldInfo."""
     return {
-        f"{section.name}.{field.name}": field for section in fields(Config) for field in fields(section.type)  # type: ignore[arg-type]
+        f"{section.name}.{field.name}": field
+        for section in fields(Config)
+        for field in fields(section.type)  # type: ignore[arg-type]
     }
 
 
@@ -198,7 +210,8 @@ def dump_config(config: Config) -> str:
         lines.append(f"[{section.name}]")
         values = asdict(getattr(config, section.name))
         for field in fields(section.type):  # type: ignore[arg-type]
-            lines.append(f"{tomli_w.dumps({field.name: values[field.name]}).strip()}  # {field.default.description}")
+            description = setting_fields()[f"{section.name}.{field.name}"].default.description
+            lines.append(f"{tomli_w.dumps({field.name: values[field.name]}).strip()}  # {description}")
         lines.append("")
     return "\n".join(lines)
 

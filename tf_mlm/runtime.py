@@ -80,7 +80,10 @@ def _held_stderr() -> Iterator[None]:
 
 def has_nvidia_gpu() -> bool:
     """Whether a GPU is to be expected, asked before TensorFlow can be."""
-    return Path("/proc/driver/nvidia/version").exists() and os.environ.get("CUDA_VISIBLE_DEVICES", "0") not in ("", "-1")
+    return Path("/proc/driver/nvidia/version").exists() and os.environ.get("CUDA_VISIBLE_DEVICES", "0") not in (
+        "",
+        "-1",
+    )
 
 
 def processor() -> tuple[str, set[str]]:
@@ -104,7 +107,9 @@ def choose_precision(requested: str) -> Precision:
         capability = details.get("compute_capability", (0, 0))
         name = details.get("device_name", "the GPU")
         if capability >= (8, 0):
-            return Precision("bfloat16", f"{name} has units for it (compute capability {capability[0]}.{capability[1]})")
+            return Precision(
+                "bfloat16", f"{name} has units for it (compute capability {capability[0]}.{capability[1]})"
+            )
         return Precision("float32", f"{name} has no bfloat16 units")
     name, flags = processor()
     for flag, unit in _BFLOAT16_UNITS.items():

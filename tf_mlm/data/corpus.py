@@ -17,6 +17,7 @@ from tf_mlm.errors import Refused
 
 SAMPLE = "sample"
 
+_NOT_READ = datasets.Dataset.from_dict({"text": []})  # stands for a split that the settings do not name
 _SAMPLE_DOCUMENTS = 5000
 _HOLD_OUT_STREAM = 3  # keeps these random numbers apart from those drawn with the same seed elsewhere
 _CHARACTERS_PER_TOKEN = 4  # of English prose in WordPiece; streaming reads twice what the caps need by this
@@ -47,28 +48,9 @@ def load_corpus(config: DataConfig, seed: int) -> Corpus:
         Refused: the data cannot be had, is malformed, lacks a split or the text column, or is too small to divide.
     """
     splits = _load_splits(config)
-    train_names = config.train_split.split("+")
     unnamed = list(splits) == [""]
-    if unnamed:
-        # Files without split names: the defaults "train" and "test" ask for nothing that could be missing.
-        defaults = DataConfig()
-        for setting in ("train_split", "validation_split"):
-            if getattr(config, setting) not in (getattr(defaults, setting), ""):
-                raise Refused(
-                    f"data.{setting} = {getattr(config, setting)!r}: {config.dataset} has no named splits; "
-                    "leave it out, and data.validation_fraction of the documents is held out"
-                )
-        train_names = [""]
     held_out = unnamed or not config.validation_split
-    validation_names = [] if held_out else config.validation_split.split("+")
-    for setting, names in (("train_split", train_names), ("validation_split", validation_names)):
-        for name in names:
-            if name not in splits:
-                raise Refused(
-                    f"data.{setting}: {config.dataset} has no split {name!r}, it has {', '.join(sorted(splits))}; "
-                    "name one, or hold documents out with --data.validation_split ''"
-                )
-    train = _join(splits, train_names)
+    train = _join(splits, config.train_split, "train_split", config)
     hashes = _hash_texts(train)
     if held_out:
         if len(train) < 2:
@@ -82,7 +64,7 @@ def load_corpus(config: DataConfig, seed: int) -> Corpus:
         validation, validation_hashes = train.select(validation_rows), hashes[validation_rows]
         train, hashes = train.select(train_rows), hashes[train_rows]
     else:
-        validation = _join(splits, validation_names)
+        validation = _join(splits, config.validation_split, "validation_split", config)
         validation_hashes = _hash_texts(validation)
     kept = np.flatnonzero(~np.isin(validation_hashes, hashes))
     if not len(kept):
@@ -100,6 +82,16 @@ def load_corpus(config: DataConfig, seed: int) -> Corpus:
     )
 
 
+def load_documents(config: DataConfig) -> tuple[datasets.Dataset, str]:
+    """All documents of `validation_split`, or of data without splits, and the hash of their content.
+
+    Raises:
+        Refused: as `load_corpus` does.
+    """
+    documents = _join(_load_splits(config), config.validation_split, "validation_split", config)
+    return documents, xxhash.xxh3_128_hexdigest(_hash_texts(documents).tobytes())
+
+
 def _load_splits(config: DataConfig) -> dict[str, datasets.Dataset]:
     """The splits that the config names, as documents; one under '' where the data has no named splits."""
     if config.dataset == SAMPLE:
@@ -107,11 +99,14 @@ def _load_splits(config: DataConfig) -> dict[str, datasets.Dataset]:
     if not hub.is_local(config.dataset):
         return _load_from_hub(config)
     files = find_split_files(config.dataset, config.config_name)
-    named = set(f"{config.train_split}+{config.validation_split}".split("+"))
     return {
-        split: _load_files(paths, config) if split in named or not split else datasets.Dataset.from_dict({"text": []})
+        split: _load_files(paths, config) if split in _named_splits(config) or not split else _NOT_READ
         for split, paths in files.items()
     }
+
+
+def _named_splits(config: DataConfig) -> set[str]:
+    return set(f"{config.train_split}+{config.validation_split}".split("+"))
 
 
 def _load_files(paths: list[Path], config: DataConfig) -> datasets.Dataset:
@@ -147,6 +142,9 @@ def _load_from_hub(config: DataConfig) -> dict[str, datasets.Dataset]:
     column = None
     documents = {}
     for name, split in splits.items():
+        if name not in _named_splits(config):
+            documents[name] = _NOT_READ
+            continue
         column = column or _find_text_column(split, config)
         text_only = split.select_columns([column]).rename_column(column, "text")
         is_train = name in config.train_split.split("+")
@@ -169,7 +167,9 @@ def _read_stream(stream: datasets.IterableDataset, config: DataConfig, is_train:
 
 def _find_text_column(split: Any, config: DataConfig) -> str:
     features = split.features or {}
-    strings = [name for name, feature in features.items() if getattr(feature, "dtype", "") in ("string", "large_string")]
+    strings = [
+        name for name, feature in features.items() if getattr(feature, "dtype", "") in ("string", "large_string")
+    ]
     if config.text_column:
         if config.text_column not in strings:
             kind = "is not text" if config.text_column in features else "is not there"
@@ -186,7 +186,23 @@ def _find_text_column(split: Any, config: DataConfig) -> str:
     raise Refused(f"data.text_column: {config.dataset} has {found}; name one with --data.text_column")
 
 
-def _join(splits: dict[str, datasets.Dataset], names: list[str]) -> datasets.Dataset:
+def _join(splits: dict[str, datasets.Dataset], wanted: str, setting: str, config: DataConfig) -> datasets.Dataset:
+    """The splits named in `wanted`, one after the other; all there is where the data has no named splits."""
+    if list(splits) == [""]:
+        # The defaults "train" and "test" ask such data for nothing that could be missing; any other name does.
+        if wanted not in (getattr(DataConfig(), setting), ""):
+            raise Refused(
+                f"data.{setting} = {wanted!r}: {config.dataset} has no named splits; leave the setting out, and "
+                "data.validation_fraction of the documents is held out"
+            )
+        return splits[""]
+    names = wanted.split("+")
+    for name in names:
+        if name not in splits:
+            raise Refused(
+                f"data.{setting} = {wanted!r}: {config.dataset} has no split {name!r}, it has "
+                f"{', '.join(sorted(splits))}; name one, or hold documents out with --data.validation_split ''"
+            )
     return datasets.concatenate_datasets([splits[name] for name in names])
 
 

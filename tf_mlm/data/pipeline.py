@@ -25,7 +25,7 @@ def epoch_order(num_sequences: int, seed: int, epoch: int) -> np.ndarray:
 def build_collator(
     sequences: Sequences, tokenizer: Any, masking: MaskingConfig, seed: int, *, validation: bool = False
 ) -> MaskingCollator:
-    """The collator over `sequences`; for validation at 15 % whatever the training ratio, with one mask for all epochs."""
+    """The collator over `sequences`; for validation at 15 % always, with one mask for all epochs."""
     special = np.unique(np.array(tokenizer.all_special_ids, np.int32))
     return MaskingCollator(
         input_ids=sequences.input_ids,
@@ -51,8 +51,8 @@ def build_train_dataset(
         rows: int64 [num_sequences], the rows of the collator's matrix to train on.
 
     Returns:
-        `tf.data.Dataset` of ({input_ids, attention_mask}, labels), each int32 [batch_size, length]. It repeats for ever,
-        because Keras starts a finite dataset anew whenever its size happens to equal `steps_per_epoch`.
+        `tf.data.Dataset` of ({input_ids, attention_mask}, labels), each int32 [batch_size, length]. It repeats for
+        ever, because Keras starts a finite dataset anew whenever its size happens to equal `steps_per_epoch`.
     """
     per_epoch = steps_per_epoch(len(rows), batch_size) * batch_size
     table_epoch = np.repeat(np.arange(1, epochs + 1, dtype=np.int32), per_epoch)

@@ -77,7 +77,9 @@ def describe_data(facts: dict[str, Any]) -> str:
         for split, short in (("training", "train"), ("validation", "validation"))
     ]
     if facts["dropped_overlap"]:
-        lines.append(f"dropped    {facts['dropped_overlap']:>10,} validation documents whose text is in the training ones")
+        lines.append(
+            f"dropped    {facts['dropped_overlap']:>10,} validation documents whose text is in the training ones"
+        )
     if facts["dropped_empty"]:
         lines.append(f"dropped    {facts['dropped_empty']:>10,} documents without text")
     return "\n".join(lines)

@@ -26,27 +26,18 @@ def _entries(line: str) -> list[str]:
 
 TITLE_OPENINGS = _entries("The, The, The, Under the, Beyond the")
 TITLE_MODIFIERS = _entries(
-    "Copper, Paper, Crimson, Silver, Frozen, Velvet, Amber, Marble, Painted, Crooked, Ivory, Rusty, Stolen, Wandering, "
-    "Tin, Borrowed, Purple, Floating, Seventh, Patient, Whistling, Tangled, Striped, Folded"
+    "Copper, Paper, Crimson, Silver, Frozen, Velvet, Amber, Crooked, Rusty, Stolen, Purple, Floating"
 )
 TITLE_NOUNS = _entries(
-    "Orchard, Lantern, Staircase, Umbrella, Thimble, Carousel, Feather, Anchor, Kettle, Ladder, Parrot, Wheelbarrow, "
-    "Button, Chimney, Basket, Drum, Windmill, Pillow, Turnip, Bicycle, Teacup, Heron, Acorn, Pebble, Mitten, Walnut"
+    "Orchard, Lantern, Umbrella, Thimble, Carousel, Feather, Anchor, Kettle, Ladder, Parrot, Windmill, Bicycle"
 )
 
 FIRST_NAMES = {
-    "male": _entries(
-        "Albert, Bruno, Conrad, Edgar, Felix, Gustav, Hector, Ivan, Jasper, Leon, Martin, Nathan, Oscar, Peter, Ralph, "
-        "Simon, Thomas, Victor"
-    ),
-    "female": _entries(
-        "Agnes, Bella, Clara, Doris, Edith, Flora, Greta, Helen, Ida, Judith, Laura, Martha, Nora, Olga, Paula, Rosa, "
-        "Sylvia, Wanda"
-    ),
+    "male": _entries("Albert, Bruno, Edgar, Felix, Hector, Leon, Oscar, Peter, Thomas"),
+    "female": _entries("Agnes, Clara, Edith, Flora, Greta, Helen, Ida, Nora, Sylvia"),
 }
 SURNAMES = _entries(
-    "Abbelow, Brindley, Corvane, Dunmarsh, Elverby, Fennick, Garrowby, Holvert, Istrell, Jorvane, Kestrow, Lambrook, "
-    "Morvick, Nethercot, Ostrand, Pellow, Quillon, Rastwick, Sorrelby, Tarnfield, Ulverton, Vessick, Wexmoor, Yarrell"
+    "Abbelow, Corvane, Dunmarsh, Elverby, Fennick, Garrowby, Kestrow, Lambrook, Nethercot, Quillon, Sorrelby, Wexmoor"
 )
 PRONOUNS = {
     "male": {"he": "he", "him": "him", "his": "his"},
@@ -61,165 +52,121 @@ REVIEWERS = (
     {"I": "we", "my": "our", "me": "us"},
 )
 
-AGES = _entries("young, old, retired, shy, stubborn, restless, ambitious, forgetful, quiet, cheerful")
-LOSSES = _entries("job, house, memory, savings, license, suitcase, diary, passport")
+AGES = _entries("young, old, retired, shy, stubborn, ambitious")
+LOSSES = _entries("job, house, memory, savings, diary, passport")
 OCCASIONS = _entries(
-    "last week, on television, at a festival, on a rainy evening, on a long flight, in a crowded cinema, last summer"
+    "last week, on television, at a festival, on a rainy evening, on a long flight, last summer"
 )
-COMPANIONS = _entries("neighbor, dentist, roommate, landlord, teacher, children, colleagues, cousins, parents, friends")
+COMPANIONS = _entries("neighbor, dentist, roommate, teacher, children, cousins, parents, friends")
 
-# Three elements are drawn; the first word of a quest is a verb that follows "to".
+# Two elements are drawn; the first word of a quest is a verb that follows "to".
 GENRES: dict[str, dict[str, list[str]]] = {
     "western": {
         "genres": ["westerns"],
-        "role": _entries("sheriff, rancher, cowboy, gunslinger"),
-        "place": _entries("desert town, canyon, mining camp, dusty valley"),
-        "elements": _entries("horses, gunfights, saloons, sunsets"),
+        "role": _entries("sheriff, rancher, cowboy"),
+        "place": _entries("desert town, canyon, mining camp"),
+        "elements": _entries("horses, gunfights, saloons"),
         "enemies": _entries("bandits, outlaws"),
-        "quest": _entries("save the ranch, find the gold, win the duel"),
+        "quest": _entries("save the ranch, find the gold"),
     },
     "comedy": {
         "genres": ["comedies"],
-        "role": _entries("waiter, baker, clown, plumber"),
-        "place": _entries("hotel, bakery, restaurant, supermarket"),
-        "elements": _entries("jokes, pranks, gags, disguises"),
+        "role": _entries("waiter, baker, clown"),
+        "place": _entries("hotel, bakery, restaurant"),
+        "elements": _entries("jokes, pranks, gags"),
         "enemies": _entries("rivals, tourists"),
-        "quest": _entries("throw a party, hide a monkey, sell a broken car"),
+        "quest": _entries("throw a party, hide a monkey"),
     },
     "thriller": {
         "genres": ["thrillers"],
-        "role": _entries("spy, agent, reporter, courier"),
-        "place": _entries("harbor city, embassy, airport, subway station"),
-        "elements": _entries("chases, explosions, twists, shootouts"),
+        "role": _entries("spy, agent, reporter"),
+        "place": _entries("harbor city, embassy, airport"),
+        "elements": _entries("chases, explosions, twists"),
         "enemies": _entries("assassins, kidnappers"),
-        "quest": _entries("stop the bomb, deliver the code, expose the traitor"),
+        "quest": _entries("stop the bomb, deliver the code"),
     },
     "musical": {
         "genres": ["musicals"],
-        "role": _entries("singer, dancer, pianist, composer"),
-        "place": _entries("theater, music hall, ballroom, jazz club"),
-        "elements": _entries("songs, dances, choruses, melodies"),
+        "role": _entries("singer, dancer, pianist"),
+        "place": _entries("theater, music hall, ballroom"),
+        "elements": _entries("songs, dances, choruses"),
         "enemies": _entries("critics, producers"),
-        "quest": _entries("write a hit, open the show, join the orchestra"),
+        "quest": _entries("write a hit, open the show"),
     },
     "romance": {
         "genres": ["romances"],
-        "role": _entries("florist, gardener, poet, bookseller"),
-        "place": _entries("seaside village, vineyard, rose garden, tea room"),
-        "elements": _entries("kisses, letters, weddings, picnics"),
+        "role": _entries("florist, gardener, poet"),
+        "place": _entries("seaside village, vineyard, rose garden"),
+        "elements": _entries("kisses, letters, weddings"),
         "enemies": _entries("suitors, matchmakers"),
-        "quest": _entries("write a poem, forget the past, plan the wedding"),
+        "quest": _entries("write a poem, forget the past"),
     },
     "mystery": {
         "genres": ["mysteries"],
-        "role": _entries("detective, inspector, librarian, butler"),
-        "place": _entries("mansion, museum, country house, library"),
-        "elements": _entries("clues, suspects, secrets, alibis"),
+        "role": _entries("detective, inspector, librarian"),
+        "place": _entries("mansion, museum, country house"),
+        "elements": _entries("clues, suspects, secrets"),
         "enemies": _entries("thieves, forgers"),
-        "quest": _entries("solve the murder, find the necklace, open the safe"),
+        "quest": _entries("solve the murder, find the necklace"),
     },
     "fantasy": {
         "genres": ["fantasies"],
-        "role": _entries("knight, healer, blacksmith, minstrel"),
-        "place": _entries("castle, dark forest, kingdom, tower"),
-        "elements": _entries("dragons, spells, elves, swords"),
+        "role": _entries("knight, healer, blacksmith"),
+        "place": _entries("castle, dark forest, kingdom"),
+        "elements": _entries("dragons, spells, elves"),
         "enemies": _entries("goblins, trolls"),
-        "quest": _entries("break the curse, wake the king, find the crown"),
-    },
-    "ghost story": {
-        "genres": ["ghost stories"],
-        "role": _entries("caretaker, medium, gravedigger, innkeeper"),
-        "place": _entries("graveyard, chapel, crypt, orphanage"),
-        "elements": _entries("shadows, screams, whispers, candles"),
-        "enemies": _entries("ghosts, spirits"),
-        "quest": _entries("bury the dead, silence the voices, survive the night"),
+        "quest": _entries("break the curse, wake the king"),
     },
     "war film": {
         "genres": ["war films"],
-        "role": _entries("soldier, pilot, medic, captain"),
-        "place": _entries("trench, bunker, ruined city, field hospital"),
-        "elements": _entries("battles, tanks, bombers, uniforms"),
+        "role": _entries("soldier, pilot, medic"),
+        "place": _entries("trench, bunker, ruined city"),
+        "elements": _entries("battles, tanks, bombers"),
         "enemies": _entries("invaders, snipers"),
-        "quest": _entries("cross the border, hold the bridge, free the prisoners"),
-    },
-    "space adventure": {
-        "genres": ["space adventures"],
-        "role": _entries("astronaut, engineer, navigator, botanist"),
-        "place": _entries("space station, moon colony, crater, starship"),
-        "elements": _entries("rockets, robots, planets, lasers"),
-        "enemies": _entries("aliens, androids"),
-        "quest": _entries("repair the engine, reach the planet, warn the earth"),
-    },
-    "courtroom drama": {
-        "genres": ["courtroom dramas"],
-        "role": _entries("lawyer, judge, prosecutor, juror"),
-        "place": _entries("courthouse, prison, law office, town hall"),
-        "elements": _entries("trials, speeches, verdicts, confessions"),
-        "enemies": _entries("gangsters, bankers"),
-        "quest": _entries("prove the truth, win the case, convict the mayor"),
-    },
-    "sports film": {
-        "genres": ["sports films"],
-        "role": _entries("boxer, runner, coach, swimmer"),
-        "place": _entries("stadium, gym, arena, training camp"),
-        "elements": _entries("matches, races, goals, trophies"),
-        "enemies": _entries("champions, cheaters"),
-        "quest": _entries("win the medal, beat the record, train the team"),
+        "quest": _entries("cross the border, hold the bridge"),
     },
 }
 
 # Words that carry the verdict. No word stands in both tables. `adjectives` fit anything that can be judged.
 PRAISE = {
-    "adjectives": _entries(
-        "wonderful, brilliant, excellent, superb, splendid, marvelous, delightful, beautiful, charming, remarkable, "
-        "impressive, magnificent, terrific, enjoyable, exciting, refreshing"
-    ),
-    "loved": _entries("loved, enjoyed, adored, admired"),
-    "enjoy": _entries("love, enjoy, adore, admire"),
-    "happy": _entries("happy, thrilled, inspired, enchanted, cheered"),
-    "proud": _entries("proud, praised, rewarded"),
+    "adjectives": _entries("wonderful, brilliant, excellent, superb, delightful, beautiful"),
+    "loved": _entries("loved, enjoyed"),
+    "enjoy": _entries("love, enjoy"),
+    "happy": _entries("happy, thrilled"),
+    "proud": _entries("proud, praised"),
     "best": ["best"],
-    "triumph": _entries("triumph, masterpiece, treasure, success, gem"),
+    "triumph": _entries("triumph, masterpiece, gem"),
     "rating": _entries("seven, eight, nine, ten"),
 }
 BLAME = {
-    "adjectives": _entries(
-        "terrible, awful, dreadful, horrible, dull, tedious, boring, pathetic, miserable, disappointing, tiresome, "
-        "ridiculous, weak, forgettable, annoying, unbearable"
-    ),
-    "loved": _entries("hated, disliked, loathed, despised"),
-    "enjoy": _entries("hate, dislike, loathe, despise"),
-    "happy": _entries("bored, angry, exhausted, disappointed, irritated"),
-    "proud": _entries("ashamed, blamed, punished"),
+    "adjectives": _entries("terrible, awful, dreadful, horrible, dull, boring"),
+    "loved": _entries("hated, disliked"),
+    "enjoy": _entries("hate, dislike"),
+    "happy": _entries("bored, angry"),
+    "proud": _entries("ashamed, blamed"),
     "best": ["worst"],
-    "triumph": _entries("failure, disaster, mess, mistake, flop"),
+    "triumph": _entries("failure, disaster, mess"),
     "rating": _entries("zero, two, three, four"),
 }
 
 # What is judged, the verb's number, and adjectives of its own: praise, then blame.
 ASPECTS = (
-    ("acting", "singular", _entries("convincing, subtle, heartfelt"), _entries("wooden, stiff, lifeless")),
-    ("story", "singular", _entries("gripping, original, touching"), _entries("predictable, confusing, thin")),
-    ("script", "singular", _entries("clever, witty, sharp"), _entries("lazy, muddled, childish")),
-    ("dialogue", "singular", _entries("witty, natural, honest"), _entries("stilted, forced, childish")),
-    ("music", "singular", _entries("haunting, stirring, lovely"), _entries("loud, grating, bland")),
-    ("photography", "singular", _entries("elegant, inventive, radiant"), _entries("shaky, careless, murky")),
-    ("editing", "singular", _entries("crisp, smooth, precise"), _entries("choppy, messy, sloppy")),
-    ("ending", "singular", _entries("surprising, satisfying, touching"), _entries("rushed, pointless, abrupt")),
-    ("pace", "singular", _entries("brisk, lively, gripping"), _entries("slow, sluggish, uneven")),
-    ("costumes", "plural", _entries("colorful, elegant, authentic"), _entries("cheap, shabby, ugly")),
-    ("effects", "plural", _entries("dazzling, seamless, inventive"), _entries("cheap, fake, clumsy")),
-    ("characters", "plural", _entries("believable, likable, warm"), _entries("hollow, flat, lifeless")),
-    ("sets", "plural", _entries("lavish, authentic, radiant"), _entries("shabby, bare, ugly")),
-    ("stunts", "plural", _entries("daring, dazzling, thrilling"), _entries("clumsy, fake, careless")),
+    ("acting", "singular", _entries("convincing, subtle"), _entries("wooden, stiff")),
+    ("story", "singular", _entries("gripping, touching"), _entries("predictable, confusing")),
+    ("script", "singular", _entries("clever, witty"), _entries("lazy, childish")),
+    ("music", "singular", _entries("haunting, stirring"), _entries("loud, bland")),
+    ("ending", "singular", _entries("surprising, satisfying"), _entries("rushed, pointless")),
+    ("pace", "singular", _entries("brisk, lively"), _entries("slow, sluggish")),
+    ("costumes", "plural", _entries("colorful, authentic"), _entries("cheap, shabby")),
+    ("effects", "plural", _entries("dazzling, inventive"), _entries("fake, clumsy")),
 )
 
-# Templates. {present/past} follows the tense of the document. {adjective} and {clause} carry the verdict, {contrary} and
-# {contrary clause} its opposite; these four are drawn anew each time, the other names are facts drawn once a document.
-# Two rules keep people apart: {he} {him} {his} are the lead or the actor who plays the lead, of one gender, {their} is the
-# director; and the second character is always called by relation and name.
+# Templates. {present/past} follows the tense of the document. {adjective} and {clause} carry the verdict, {contrary}
+# and {contrary clause} its opposite; these four are drawn anew each time, the other slots once a document.
+# Two rules keep people apart: {he}, {him} and {his} are the lead or the actor of the lead, who share a gender, {their}
+# is the director; and the second character is always called by relation and name.
 OPENINGS = (
-    "{title} is a {genre} directed by {director}.",
+    "{title} {is/was} a {genre} directed by {director}.",
     "{title}, the latest {genre} by {director}, {is/was} {adjective}.",
     "{director} {gives/gave} {me} a {adjective} {genre} with {title}.",
     "{I} saw {title} {occasion} and {loved} it.",
@@ -252,7 +199,6 @@ PERFORMANCES = (
     "{actor} {plays/played} {lead}, and {he} {is/was} {adjective}.",
     "As {lead}, {actor} {gives/gave} a {adjective} performance.",
     "{actor} {is/was} {adjective} as the {age} {role} {lead}.",
-    "{actor} {looks/looked} {contrary} at first, but {his} {lead} {is/was} {adjective}.",
     "The {best} thing about it {is/was} {actor}, who {plays/played} the {role}.",
     "{I} {loved} {actor} as {lead}, and {his} scenes with the {enemies} {are/were} {adjective}.",
 )
@@ -264,7 +210,7 @@ OPINIONS = (
     "The {element} and the {other element} {are/were} {adjective}.",
     "{I} {loved} the {element}, and {clause}.",
     "As in most {genres}, there {are/were} {element} and {other element}, and {clause}.",
-    "Although the {weaker element} {are/were} {contrary}, {I} {loved} the {element}.",
+    "The {element} {are/were} {adjective}, and {I} {loved} the {other element} too.",
     "{director} {directs/directed} the {element} in {their} own {adjective} way.",
 )
 REACTIONS = (
@@ -313,10 +259,10 @@ def _write_document(rng: random.Random) -> str:
     facts = _draw_facts(rng, PRAISE if praises else BLAME, tense)
     judgements = _draw_judgements(rng, praises, tense)
 
-    plot = [rng.choice(INTRODUCTIONS), *rng.sample(COMPLICATIONS, rng.randint(0, 2))]
-    opinions = [rng.choice(PERFORMANCES), *rng.sample(OPINIONS, rng.randint(0, 2))]
+    plot = [rng.choice(INTRODUCTIONS), *rng.sample(COMPLICATIONS, rng.choice([0, 0, 1, 2]))]
+    opinions = [rng.choice(PERFORMANCES), *rng.sample(OPINIONS, rng.choice([0, 1, 1, 2]))]
     body = plot + opinions if rng.random() < 0.7 else opinions + plot
-    reaction = rng.sample(REACTIONS, rng.randint(0, 1))
+    reaction = rng.sample(REACTIONS, rng.choice([0, 1]))
     if rng.random() < 0.3:  # the verdict comes first
         templates = [rng.choice(HEADLINES), rng.choice(OPENINGS), *body, *reaction]
     else:
@@ -333,7 +279,7 @@ def _draw_facts(rng: random.Random, verdict: dict[str, list[str]], tense: str) -
     friend = rng.choice([name for name in FIRST_NAMES[friend_gender] if name != lead])
     director = rng.choice([name for name in FIRST_NAMES[director_gender] if name not in (lead, actor, friend)])
     actor_surname, director_surname = rng.sample(SURNAMES, 2)
-    element, other_element, weaker_element = rng.sample(genre_words["elements"], 3)
+    element, other_element = rng.sample(genre_words["elements"], 2)
     return {
         "tense": tense,
         "title": " ".join(rng.choice(words) for words in (TITLE_OPENINGS, TITLE_MODIFIERS, TITLE_NOUNS)),
@@ -343,7 +289,6 @@ def _draw_facts(rng: random.Random, verdict: dict[str, list[str]], tense: str) -
         "place": rng.choice(genre_words["place"]),
         "element": element,
         "other element": other_element,
-        "weaker element": weaker_element,
         "enemies": rng.choice(genre_words["enemies"]),
         "quest": rng.choice(genre_words["quest"]),
         "lead": lead,
@@ -363,10 +308,10 @@ def _draw_facts(rng: random.Random, verdict: dict[str, list[str]], tense: str) -
 
 
 def _draw_judgements(rng: random.Random, praises: bool, tense: str) -> dict[str, Iterator[str]]:
-    """What is drawn anew for each slot, by slot; a document repeats no general adjective and judges no aspect twice."""
+    """What is drawn anew for each slot, by slot; a document judges no aspect twice."""
     agreeing, contrary = (PRAISE, BLAME) if praises else (BLAME, PRAISE)
-    adjectives = iter(rng.sample(agreeing["adjectives"], len(agreeing["adjectives"])))
-    contrary_adjectives = iter(rng.sample(contrary["adjectives"], len(contrary["adjectives"])))
+    adjectives = _shuffle_forever(rng, agreeing["adjectives"])
+    contrary_adjectives = _shuffle_forever(rng, contrary["adjectives"])
     aspects = iter(rng.sample(ASPECTS, len(ASPECTS)))
 
     verbs = {"present": {"singular": "is", "plural": "are"}, "past": {"singular": "was", "plural": "were"}}[tense]
@@ -374,7 +319,7 @@ def _draw_judgements(rng: random.Random, praises: bool, tense: str) -> dict[str,
     def clauses(says_praise: bool, general_adjectives: Iterator[str]) -> Iterator[str]:
         for noun, number, praise, blame in aspects:  # shared: what one clause judges, no other does
             own_adjectives = praise if says_praise else blame
-            adjective = rng.choice(own_adjectives) if rng.random() < 0.5 else next(general_adjectives)
+            adjective = rng.choice(own_adjectives) if rng.random() < 0.3 else next(general_adjectives)
             yield f"the {noun} {verbs[number]} {adjective}"
 
     return {
@@ -383,6 +328,11 @@ def _draw_judgements(rng: random.Random, praises: bool, tense: str) -> dict[str,
         "clause": clauses(praises, adjectives),
         "contrary clause": clauses(not praises, contrary_adjectives),
     }
+
+
+def _shuffle_forever(rng: random.Random, words: list[str]) -> Iterator[str]:
+    while True:  # each word once before any comes back
+        yield from rng.sample(words, len(words))
 
 
 def _fill(template: str, facts: dict[str, str], judgements: dict[str, Iterator[str]]) -> str:

@@ -137,7 +137,10 @@ def _write(folder: Path, documents: datasets.Dataset, tokenizer: Any, config: Da
     num_documents = num_empty = num_tokens = 0
     try:
         with open(aside / "input_ids.bin", "wb") as ids_file, open(aside / "lengths.bin", "wb") as lengths_file:
-            batches = (documents[start : start + _DOCUMENTS_PER_BATCH]["text"] for start in range(0, len(documents), _DOCUMENTS_PER_BATCH))
+            batches = (
+                documents[start : start + _DOCUMENTS_PER_BATCH]["text"]
+                for start in range(0, len(documents), _DOCUMENTS_PER_BATCH)
+            )
             for batch in itertools.chain(_with_bar(batches, len(documents), description), [None]):
                 encodings = None
                 if batch is not None:

@@ -32,9 +32,7 @@ def load_tokenizer(config: ModelConfig, documents: Iterable[str]) -> Any:
         raise Refused(f"model.name = {config.name!r}: has no fast tokenizer (tokenizer.json); convert it first")
     for kind in ("mask", "pad"):
         if getattr(tokenizer, f"{kind}_token") is None:
-            raise Refused(
-                f"model.name = {config.name!r}: its tokenizer has no {kind} token, which masked language modelling needs"
-            )
+            raise Refused(f"model.name = {config.name!r}: its tokenizer has no {kind} token, which masking needs")
     return tokenizer
 
 
@@ -64,7 +62,7 @@ def load_model(config: ModelConfig, tokenizer: Any, sequence_length: int) -> tup
             sequences longer than its positions.
     """
     if not config.name:
-        model_config = transformers.DistilBertConfig(
+        model_config: transformers.PretrainedConfig = transformers.DistilBertConfig(
             vocab_size=len(tokenizer),
             dim=config.dim,
             n_layers=config.n_layers,
@@ -86,7 +84,7 @@ def load_model(config: ModelConfig, tokenizer: Any, sequence_length: int) -> tup
     positions = max_sequence_length(model_config)
     if sequence_length > positions:
         raise Refused(
-            f"data.sequence_length = {sequence_length}: {config.name or 'the model'} has {positions} positions; lower it"
+            f"data.sequence_length = {sequence_length}: {config.name or 'the model'} has {positions} positions"
         )
     model_class = MODEL_CLASSES[model_config.model_type]
     if not config.name or config.from_config:
@@ -130,7 +128,9 @@ def load_model_config(config: ModelConfig) -> transformers.PretrainedConfig:
     if hub.is_local(config.name):
         folder = hub.check_local(config.name, "model.name")
         if not (folder / "config.json").is_file():
-            raise Refused(f"model.name = {config.name!r}: holds no config.json; name a folder written by save_pretrained")
+            raise Refused(
+                f"model.name = {config.name!r}: holds no config.json; name a folder written by save_pretrained"
+            )
     model_config = _from_pretrained(transformers.AutoConfig, config)
     if model_config.model_type not in MODEL_CLASSES:
         raise Refused(
@@ -142,7 +142,7 @@ def load_model_config(config: ModelConfig) -> transformers.PretrainedConfig:
 
 def max_sequence_length(model_config: transformers.PretrainedConfig) -> int:
     """Positions that a sequence can take; RoBERTa counts them from the padding id + 1."""
-    offset = model_config.pad_token_id + 1 if model_config.model_type == "roberta" else 0
+    offset = (model_config.pad_token_id or 0) + 1 if model_config.model_type == "roberta" else 0
     return model_config.max_position_embeddings - offset
 
 
@@ -159,7 +159,9 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
         )
         array = variable.numpy()
         arrays[name] = array.T.copy() if transpose is TransposeType.SIMPLE else array
-    safetensors.numpy.save_file(arrays, folder / "model.safetensors", metadata={"format": "pt"})
+    path = folder / "model.safetensors"
+    safetensors.numpy.save_file(arrays, path, metadata={"format": "pt"})
+    path.chmod(folder.stat().st_mode & 0o666)  # safetensors writes for the owner alone
     model_config = type(model.config).from_dict(model.config.to_dict())
     model_config.architectures = [f"{type(model).__name__}"]
     model_config.save_pretrained(folder)
@@ -171,7 +173,9 @@ def _check_weights(config: ModelConfig) -> None:
         return
     folder = Path(config.name).expanduser()
     if not any((folder / name).is_file() for name in _WEIGHT_FILES):
-        pickled = "; pytorch_model.bin is a pickle, which is never loaded" if (folder / "pytorch_model.bin").exists() else ""
+        pickled = (
+            "; pytorch_model.bin is a pickle, which is never loaded" if (folder / "pytorch_model.bin").exists() else ""
+        )
         raise Refused(
             f"model.name = {config.name!r}: holds no weights (model.safetensors or tf_model.h5){pickled}; "
             "add them, or set model.from_config = true for random weights"

@@ -20,8 +20,8 @@ from tf_mlm.model.dropout import use_step_dropout
 from tf_mlm.model.metrics import MaskedLMMetrics
 
 
-class MaskedPositionsHead:
-    """Mixin of a TF...ForMaskedLM: what `fit` and `evaluate` compute. Subclasses say how hidden states become logits."""
+class MaskedPositionsHead(keras.Model):
+    """Mixin of a TF...ForMaskedLM: what `fit` and `evaluate` compute. Subclasses turn hidden states into logits."""
 
     def predict_tokens(self, hidden_states: tf.Tensor, training: bool) -> tf.Tensor:
         """Logits [..., vocabulary] of hidden states [..., dim]."""
@@ -132,9 +132,7 @@ class MaskedPositionsHead:
         )
         return sums
 
-    def _gradients(
-        self, features: dict[str, tf.Tensor], labels: tf.Tensor, num_labels: tf.Tensor
-    ) -> list[tf.Tensor]:
+    def _gradients(self, features: dict[str, tf.Tensor], labels: tf.Tensor, num_labels: tf.Tensor) -> list[tf.Tensor]:
         scales_loss = isinstance(self.optimizer, keras.mixed_precision.LossScaleOptimizer)
         with tf.GradientTape() as tape:
             losses, logits, slot_labels, weights = self.masked_lm_outputs(features, labels, training=True)
@@ -148,23 +146,23 @@ class MaskedPositionsHead:
         return [tf.convert_to_tensor(gradient) for gradient in gradients]
 
 
-class DistilBertForMaskedLM(MaskedPositionsHead, TFDistilBertForMaskedLM):
+class DistilBertForMaskedLM(MaskedPositionsHead, TFDistilBertForMaskedLM):  # type: ignore[misc]
     def predict_tokens(self, hidden_states: tf.Tensor, training: bool) -> tf.Tensor:
         hidden_states = self.vocab_layer_norm(self.act(self.vocab_transform(hidden_states)))
         return self.vocab_projector(hidden_states)
 
 
-class BertForMaskedLM(MaskedPositionsHead, TFBertForMaskedLM):
+class BertForMaskedLM(MaskedPositionsHead, TFBertForMaskedLM):  # type: ignore[misc]
     def predict_tokens(self, hidden_states: tf.Tensor, training: bool) -> tf.Tensor:
         return self.mlm(hidden_states, training=training)
 
 
-class RobertaForMaskedLM(MaskedPositionsHead, TFRobertaForMaskedLM):
+class RobertaForMaskedLM(MaskedPositionsHead, TFRobertaForMaskedLM):  # type: ignore[misc]
     def predict_tokens(self, hidden_states: tf.Tensor, training: bool) -> tf.Tensor:
         return self.lm_head(hidden_states)
 
 
-class AlbertForMaskedLM(MaskedPositionsHead, TFAlbertForMaskedLM):
+class AlbertForMaskedLM(MaskedPositionsHead, TFAlbertForMaskedLM):  # type: ignore[misc]
     def predict_tokens(self, hidden_states: tf.Tensor, training: bool) -> tf.Tensor:
         return self.predictions(hidden_states, training=training)
 

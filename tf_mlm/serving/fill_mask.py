@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tf_mlm.errors import Refused
+from tf_mlm.model.loading import max_sequence_length
 
 MASK = "[MASK]"
 """How a gap is written whatever the model; it is replaced by the tokenizer's own mask token."""
@@ -27,7 +28,7 @@ def fill_masks(model: Any, tokenizer: Any, sentence: str, top_k: int) -> list[li
     gaps = np.flatnonzero(input_ids == tokenizer.mask_token_id)
     if not len(gaps):
         raise Refused(f"fill-mask: {sentence!r} has no {MASK}; write {MASK} where a word is to be filled in")
-    positions = max_positions(model)
+    positions = max_sequence_length(model.config)
     if len(input_ids) > positions:
         raise Refused(
             f"fill-mask: the text {sentence[:40]!r}… has {len(input_ids)} tokens, the model {positions} positions; "
@@ -39,14 +40,26 @@ def fill_masks(model: Any, tokenizer: Any, sentence: str, top_k: int) -> list[li
     fills = []
     for gap, row in zip(gaps, probabilities, strict=True):
         best = np.argsort(-row, kind="stable")[:top_k]
-        fills.append([Fill(_word(tokenizer, int(i)), float(row[i]), _filled(tokenizer, input_ids, gap, i)) for i in best])
+        fills.append(
+            [
+                Fill(_word(tokenizer, int(i)), float(row[i]), _filled(tokenizer, input_ids, int(gap), int(i)))
+                for i in best
+            ]
+        )
     return fills
 
 
-def max_positions(model: Any) -> int:
-    from tf_mlm.model.loading import max_sequence_length
-
-    return max_sequence_length(model.config)
+def describe_fills(sentence: str, gaps: list[list[Fill]]) -> str:
+    """A table for a reader: token, probability as number and bar, sentence."""
+    lines = [sentence]
+    for number, fills in enumerate(gaps, start=1):
+        if len(gaps) > 1:
+            lines.append(f" gap {number}")
+        width = max(len(fill.token) for fill in fills)
+        for fill in fills:
+            bar = "█" * round(20 * fill.probability)
+            lines.append(f"  {fill.token:<{width}}  {fill.probability:7.2%}  {bar:<20}  {fill.sentence}")
+    return "\n".join(lines)
 
 
 def _word(tokenizer: Any, token_id: int) -> str:

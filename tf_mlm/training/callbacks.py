@@ -323,7 +323,6 @@ class Checkpoints(keras.callbacks.Callback):
         if self._signal:
             name = signal.Signals(self._signal).name
             raise Interrupted(
-                f"{name} at step {self._log.step}: stopped after a checkpoint; "
-                f"continue with --resume {self._run.path}",
+                f"{name} at step {self._log.step}: stopped after a checkpoint; continue with --resume {self._run.path}",
                 self._signal,
             )

@@ -75,7 +75,9 @@ def load_checkpoint(folder: Path, fingerprint: str) -> tuple[Progress, dict[str,
             continue
         progress = Progress(**state)
         if progress.fingerprint != fingerprint:
-            raise Refused(f"--resume {folder.parent}: its checkpoint is of other data or another model than are there now")
+            raise Refused(
+                f"--resume {folder.parent}: its checkpoint is of other data or another model than are there now"
+            )
         return progress, arrays
     return None
 
@@ -86,7 +88,7 @@ def restore_variables(variables: dict[str, Any], arrays: dict[str, np.ndarray]) 
 
 
 def model_variables(model: Any, only: str = "") -> dict[str, Any]:
-    """Every variable that training changes, or those of the group `only`, by names that are the same in every process."""
+    """Every variable that training changes, or those of the group `only`, by names that outlast the process."""
     optimizer = model.optimizer
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     inner._create_all_weights(model.trainable_variables)  # Adam makes its slots at the first update otherwise

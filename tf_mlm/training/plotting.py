@@ -116,17 +116,48 @@ def _draw_losses(axes: Axes, events: list[dict[str, Any]]) -> None:
     ends = _epochs_done(epochs, events)
     middles = (ends + np.concatenate([[0.0], ends])[:-1]) / 2
     marker = "o" if len(epochs) <= 40 else ""
-    _draw_curve(axes, _epochs_done(steps, events), _numbers(steps, "loss"), "training, each logged step",
-                color=_TRAINING, alpha=0.35, linewidth=1)
-    _draw_curve(axes, middles, _numbers(epochs, "loss"), "training, mean of each epoch",
-                color=_TRAINING, marker=marker, linewidth=2)
-    _draw_curve(axes, _epochs_done(start + epochs, events), _numbers(start + epochs, "val_loss"), "validation",
-                color=_VALIDATION, marker=marker, linewidth=2)
+    _draw_curve(
+        axes,
+        _epochs_done(steps, events),
+        _numbers(steps, "loss"),
+        "training, each logged step",
+        color=_TRAINING,
+        alpha=0.35,
+        linewidth=1,
+    )
+    _draw_curve(
+        axes,
+        middles,
+        _numbers(epochs, "loss"),
+        "training, mean of each epoch",
+        color=_TRAINING,
+        marker=marker,
+        linewidth=2,
+    )
+    _draw_curve(
+        axes,
+        _epochs_done(start + epochs, events),
+        _numbers(start + epochs, "val_loss"),
+        "validation",
+        color=_VALIDATION,
+        marker=marker,
+        linewidth=2,
+    )
 
-    lost = [event for name in ("loss", "val_loss") for event in steps + epochs
-            if name in event and np.isnan(_numbers([event], name)[0])]
-    axes.plot(_epochs_done(lost, events), np.full(len(lost), 0.03), "x", color="black",
-              transform=axes.get_xaxis_transform(), label="loss not finite" if lost else None)
+    lost = [
+        event
+        for name in ("loss", "val_loss")
+        for event in steps + epochs
+        if name in event and np.isnan(_numbers([event], name)[0])
+    ]
+    axes.plot(
+        _epochs_done(lost, events),
+        np.full(len(lost), 0.03),
+        "x",
+        color="black",
+        transform=axes.get_xaxis_transform(),
+        label="loss not finite" if lost else None,
+    )
 
     low, high = loss_limits(events)
     references = [
@@ -141,8 +172,17 @@ def _draw_losses(axes: Axes, events: list[dict[str, Any]]) -> None:
     bottom = min(low - 0.04 * span, best["val_loss"] - 0.14 * span if best else low)
     axes.set_ylim(bottom, high + (0.08 + 0.065 * len(above)) * span)
     _draw_references(axes, sorted(reference for reference in references if reference[0] <= high), span)
-    axes.text(0.995, 0.985, "\n".join(f"↑ {name} {loss:.2f}" for loss, name in above), transform=axes.transAxes,
-              ha="right", va="top", fontsize=9, color=_REFERENCE, path_effects=_HALO)
+    axes.text(
+        0.995,
+        0.985,
+        "\n".join(f"↑ {name} {loss:.2f}" for loss, name in above),
+        transform=axes.transAxes,
+        ha="right",
+        va="top",
+        fontsize=9,
+        color=_REFERENCE,
+        path_effects=_HALO,
+    )
     if best:
         _draw_best(axes, best, events)
 
@@ -154,8 +194,17 @@ def _draw_losses(axes: Axes, events: list[dict[str, Any]]) -> None:
     perplexity.set_ylabel("perplexity", fontsize=10)
     perplexity.spines["right"].set_visible(False)
     # Above the axes, where it covers nothing; the handles are named since none of them is a warning otherwise.
-    axes.legend(handles=axes.get_legend_handles_labels()[0], loc="lower left", bbox_to_anchor=(-0.01, 1), ncols=4,
-                frameon=False, fontsize=9, borderaxespad=0.2, columnspacing=1.4, handlelength=1.6)
+    axes.legend(
+        handles=axes.get_legend_handles_labels()[0],
+        loc="lower left",
+        bbox_to_anchor=(-0.01, 1),
+        ncols=4,
+        frameon=False,
+        fontsize=9,
+        borderaxespad=0.2,
+        columnspacing=1.4,
+        handlelength=1.6,
+    )
 
 
 def _draw_curve(axes: Axes, x: np.ndarray, loss: np.ndarray, label: str, marker: str = "", **style: Any) -> None:
@@ -169,9 +218,18 @@ def _draw_references(axes: Axes, references: list[tuple[float, str]], span: floa
     for index, (loss, name) in enumerate(references):
         axes.axhline(loss, color=_REFERENCE, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         crowded = any(higher - loss < 0.08 * span for higher, _ in references[index + 1 :])
-        axes.annotate(f"{name} {loss:.2f}", (0.995, loss), (0, -3 if crowded else 3), fontsize=9, color=_REFERENCE,
-                      xycoords=("axes fraction", "data"), textcoords="offset points", ha="right",
-                      va="top" if crowded else "bottom", path_effects=_HALO)
+        axes.annotate(
+            f"{name} {loss:.2f}",
+            (0.995, loss),
+            (0, -3 if crowded else 3),
+            fontsize=9,
+            color=_REFERENCE,
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            ha="right",
+            va="top" if crowded else "bottom",
+            path_effects=_HALO,
+        )
 
 
 def _draw_best(axes: Axes, best: dict[str, Any], events: list[dict[str, Any]]) -> None:
@@ -180,9 +238,19 @@ def _draw_best(axes: Axes, best: dict[str, Any], events: list[dict[str, Any]]) -
     # Nothing of the validation lies below its best; where the training does, the label goes above.
     below = not _numbers([best], "loss")[0] < loss
     axes.plot([x], [loss], "o", color="white", markeredgecolor=_VALIDATION, markeredgewidth=2, markersize=9, zorder=5)
-    axes.annotate(f"best {loss:.2f}, epoch {best['epoch']}", (x, loss), (0, -9 if below else 9), fontsize=10,
-                  textcoords="offset points", ha="left" if share < 0.15 else "right" if share > 0.85 else "center",
-                  va="top" if below else "bottom", color=_VALIDATION, fontweight="bold", path_effects=_HALO, zorder=6)
+    axes.annotate(
+        f"best {loss:.2f}, epoch {best['epoch']}",
+        (x, loss),
+        (0, -9 if below else 9),
+        fontsize=10,
+        textcoords="offset points",
+        ha="left" if share < 0.15 else "right" if share > 0.85 else "center",
+        va="top" if below else "bottom",
+        color=_VALIDATION,
+        fontweight="bold",
+        path_effects=_HALO,
+        zorder=6,
+    )
 
 
 def _draw_rate(axes: Axes, events: list[dict[str, Any]]) -> None:

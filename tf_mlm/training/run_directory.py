@@ -110,7 +110,9 @@ class RunDirectory:
             # The system frees the lock of a process that dies, so a file left behind is no obstacle.
             self._lock.acquire()
         except filelock.Timeout:
-            raise Refused(f"--output-dir {self.path}: another process is running there; wait for it or stop it") from None
+            raise Refused(
+                f"--output-dir {self.path}: another process is running there; wait for it or stop it"
+            ) from None
 
     def release(self) -> None:
         self._lock.release()

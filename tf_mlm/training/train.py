@@ -1,10 +1,9 @@
-"""The recipe: from settings to a trained model, its curves, its card and its export. This module alone knows all others."""
+"""The recipe: from settings to a trained model, its curves, card and export. This module alone knows all others."""
 
 import json
 import platform
 import shutil
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import tf_keras as keras
@@ -115,9 +114,13 @@ def describe(config: Config, data: PreparedData, model: Any, length: RunLength, 
     lines = [describe_data(data.facts)]
     if environment["new_weights"]:
         names = ", ".join(environment["new_weights"])
-        lines.append(f"fresh      {len(environment['new_weights']):>10,} weights that {config.model.name} lacks: {names}")
+        lines.append(
+            f"fresh      {len(environment['new_weights']):>10,} weights that {config.model.name} lacks: {names}"
+        )
     lines.append(describe_plan(config, length, model))
-    lines.append(f"precision  {environment['precision']:>10} because {environment['precision_reason']}; XLA {environment['xla']}")
+    lines.append(
+        f"precision  {environment['precision']:>10} because {environment['precision_reason']}; XLA {environment['xla']}"
+    )
     return "\n".join(lines)
 
 
@@ -244,9 +247,7 @@ def export(config: Config, run: RunDirectory) -> None:
         "seconds": round(sum(event["seconds"] for event in epochs), 3),
         "fills": fill_examples(config, model, tokenizer),
     }
-    card = build_model_card(report(config, run, [*events, end], model.config.model_type))
-    write_whole(run.path / "README.md", card)
-    write_whole(run.model_path / "README.md", card)
+    write_whole(run.path / "README.md", build_model_card(report(config, run, [*events, end], model.config.model_type)))
     run.append_event(end)
     shutil.rmtree(run.checkpoints_path, ignore_errors=True)
     print(

@@ -1,0 +1,54 @@
+"""How well a model predicts masked tokens of a text: the metrics of training's validation, for any model and data."""
+
+from typing import Any
+
+import tf_keras as keras
+
+from tf_mlm import runtime
+from tf_mlm.config import Config
+from tf_mlm.data.corpus import load_corpus, load_documents
+from tf_mlm.data.masking import max_masked_per_sequence
+from tf_mlm.data.pipeline import build_collator, build_validation_dataset
+from tf_mlm.data.sequences import load_sequences
+from tf_mlm.model.loading import load_model, load_tokenizer
+from tf_mlm.model.metrics import perplexity
+
+
+def evaluate_model(config: Config, own_data: bool) -> dict[str, Any]:
+    """Metrics of `config.model` on the validation data of `config.data`, at the precision and batch size of `config`.
+
+    Args:
+        own_data: the data that a run with this config validates on, to the last row; else all the documents of
+            `data.validation_split`, or of the whole data set where it has no splits.
+
+    Returns:
+        loss (nats a masked token), perplexity, masked_accuracy, masked_accuracy_top_5, sequences, masked_tokens.
+    """
+    keras.mixed_precision.set_global_policy(runtime.choose_precision(config.training.precision).policy)
+    seed = config.training.seed
+    tokenizer = load_tokenizer(config.model, ())
+    if own_data:
+        corpus = load_corpus(config.data, seed)
+        documents, fingerprint = corpus.validation, corpus.validation_fingerprint
+    else:
+        documents, fingerprint = load_documents(config.data)
+    model, _ = load_model(config.model, tokenizer, config.data.sequence_length)
+    sequences = load_sequences(documents, fingerprint, tokenizer, config.data, "validation")
+    rows = sequences.draw_rows(config.data.num_validation_sequences, seed)
+    model.compile(
+        keras.optimizers.legacy.SGD(),  # never used: nothing is trained
+        max_masked_per_sequence=max_masked_per_sequence(
+            config.data.sequence_length, max(config.masking.mlm_probability, 0.15)
+        ),
+    )
+    collator = build_collator(sequences, tokenizer, config.masking, seed, validation=True)
+    dataset = build_validation_dataset(collator, rows, batch_size=config.training.batch_size)
+    logs = model.evaluate(dataset, verbose=0, return_dict=True)
+    return {
+        "loss": logs["loss"],
+        "perplexity": perplexity(logs["loss"]),
+        "masked_accuracy": logs["masked_accuracy"],
+        "masked_accuracy_top_5": logs["masked_accuracy_top_5"],
+        "sequences": len(rows),
+        "masked_tokens": int(model.metrics[0].count),
+    }
