@@ -22,7 +22,7 @@ SHORT_FLAGS = {
 }
 _SAMPLE_CONFIG = Path(__file__).parent.parent / "configs" / "sample.toml"
 _MAY_CHANGE_ON_RESUME = ("training.log_every", "checkpoint.every_minutes", "checkpoint.every_steps", "checkpoint.keep")
-_NEWEST = Path()  # --resume without a name
+_NEWEST = Path("<newest>")  # --resume without a name
 
 
 class _Parser(argparse.ArgumentParser):
@@ -55,14 +55,18 @@ def _run(command: Callable[[list[str]], None], argv: list[str] | None) -> int:
         command(sys.argv[1:] if argv is None else argv)
         return 0
     except (Refused, NonFiniteLoss, Interrupted) as error:
-        print(f"error: {error}" if not isinstance(error, Interrupted) else error, file=sys.stderr)
+        _print_line(f"{error}" if isinstance(error, Interrupted) else f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _print_line("interrupted")
         return 130
     except OSError as error:
-        print(f"error: input/output failed: {error}; what was written before is whole", file=sys.stderr)
+        _print_line(f"error: input/output failed: {error}; what was written before is whole")
         return 4
+
+
+def _print_line(message: str) -> None:
+    print(" ".join(message.splitlines()), file=sys.stderr)
 
 
 def _train_parser() -> _Parser:
@@ -113,13 +117,15 @@ def _train(argv: list[str]) -> None:
     arguments = _train_parser().parse_args(argv)
     overrides = {name: value for name, value in vars(arguments).items() if "." in name}
     config = load_config(arguments.config, overrides)
+    if arguments.resume not in (None, _NEWEST) and arguments.output_dir is not None:
+        raise Refused("--resume RUN and --output-dir name two run directories; leave one of them out")
     if arguments.print_config:
         print(dump_config(config), end="")
         return
     # Only a request that names nothing may be met with the sample.
     is_bare = arguments.config is None and overrides.keys() <= {"training.epochs", "training.seed"}
     try:
-        _train_or_resume(config, arguments, bool(overrides or arguments.config))
+        _train_or_resume(config, arguments, overrides)
     except HubOutOfReach as error:
         if not is_bare or arguments.resume is not None and arguments.output_dir is None:
             raise
@@ -129,11 +135,11 @@ def _train(argv: list[str]) -> None:
         )
         print(banner, flush=True)
         arguments.config = _SAMPLE_CONFIG
-        _train_or_resume(load_config(_SAMPLE_CONFIG, overrides), arguments, bool(overrides))
+        _train_or_resume(load_config(_SAMPLE_CONFIG, overrides), arguments, overrides)
         print(banner)
 
 
-def _train_or_resume(config: Config, arguments: argparse.Namespace, is_named: bool) -> None:
+def _train_or_resume(config: Config, arguments: argparse.Namespace, overrides: dict[str, Any]) -> None:
     from tf_mlm.training.run_directory import RunDirectory, new_run_path, newest_unfinished_run
 
     name = arguments.config.stem if arguments.config else "imdb"
@@ -147,7 +153,7 @@ def _train_or_resume(config: Config, arguments: argparse.Namespace, is_named: bo
                     "--resume: there is no unfinished run under runs/; name one, or start one without --resume"
                 )
         if arguments.resume != _NEWEST or (resumed / "config.toml").exists():
-            return _resume(resumed, config, is_named)
+            return _resume(resumed, arguments, overrides)
     _start_libraries(config, arguments.verbose)
     from tf_mlm.training.train import plan, train
 
@@ -157,28 +163,30 @@ def _train_or_resume(config: Config, arguments: argparse.Namespace, is_named: bo
     try:
         train(config, run)
     except Refused:
-        run.discard()
+        if not run.metrics_path.exists():
+            run.discard()
         raise
     finally:
         run.release()
 
 
-def _resume(path: Path, config: Config, is_named: bool) -> None:
+def _resume(path: Path, arguments: argparse.Namespace, overrides: dict[str, Any]) -> None:
     from tf_mlm.training.run_directory import RunDirectory
 
     run = RunDirectory.open(path)
     try:
-        stored = load_config(run.config_path)
-        if is_named:
-            _check_same(path, stored, config)
-            stored = config
+        # What neither the file nor a flag names stays as the run has it.
+        config = load_config(arguments.config or run.config_path, overrides)
+        _check_same(path, load_config(run.config_path), config)
         if run.is_finished():
             print(f"{path} is a finished run; nothing to do. To train on, start a new run with --model {path}/model")
             return
-        _start_libraries(stored, verbose=False)
-        from tf_mlm.training.train import train
+        _start_libraries(config, arguments.verbose)
+        from tf_mlm.training.train import plan, train
 
-        train(stored, run)
+        if arguments.plan:
+            return plan(config)
+        train(config, run)
     finally:
         run.release()
 
@@ -231,6 +239,8 @@ def _use(argv: list[str]) -> None:
 
 def _find_model(name: str) -> tuple[str, Config | None]:
     """The model folder or Hub name, and the config of the run where `name` is a run directory."""
+    if not name:
+        raise Refused("RUN_OR_MODEL is empty; name a run directory, a model folder, or a model of the Hub")
     if not (Path(name) / "config.toml").is_file():
         return name, None
     model = Path(name) / "model"

@@ -80,7 +80,10 @@ class MaskingConfig:
     @model_validator(mode="after")
     def _check(self) -> "MaskingConfig":
         if self.mask_replace_prob + self.random_replace_prob > 1:
-            raise ValueError("mask_replace_prob + random_replace_prob must be at most 1")
+            raise ValueError(
+                "mask_replace_prob + random_replace_prob must be at most 1: "
+                f"{self.mask_replace_prob} + {self.random_replace_prob}"
+            )
         return self
 
 
@@ -102,7 +105,10 @@ class OptimizerConfig:
     @model_validator(mode="after")
     def _check(self) -> "OptimizerConfig":
         if self.end_learning_rate > self.learning_rate:
-            raise ValueError("end_learning_rate must be at most learning_rate, or the decay would climb")
+            raise ValueError(
+                "end_learning_rate must be at most learning_rate, or the decay would climb: "
+                f"{self.end_learning_rate} > {self.learning_rate}"
+            )
         return self
 
 
@@ -132,7 +138,7 @@ class TrainingConfig:
     @model_validator(mode="after")
     def _check(self) -> "TrainingConfig":
         if self.batch_size % self.accumulate_steps:
-            raise ValueError("accumulate_steps must divide batch_size")
+            raise ValueError(f"accumulate_steps must divide batch_size: {self.batch_size} / {self.accumulate_steps}")
         for sentence in self.example_sentences:
             if "[MASK]" not in sentence:
                 raise ValueError(f"each of example_sentences must hold [MASK]; {sentence!r} does not")
@@ -217,7 +223,7 @@ def dump_config(config: Config) -> str:
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """' (did you mean …?)' where a known name is close, else ''."""
+    """'; did you mean …?' where a known name is close, else '; known are …'."""
     match = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"; did you mean {match[0]!r}?" if match else f"; known are {', '.join(known)}"
 
@@ -232,7 +238,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise Refused(f"--config: {path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise Refused(f"--config: {path}: byte {error.start} is not UTF-8; a config is TOML text") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a plain ValueError
         raise Refused(f"--config: {path}: not TOML: {' '.join(str(error).split())}") from None
 
 
@@ -240,13 +246,18 @@ def _check_names(settings: dict[str, Any], path: Path | None) -> None:
     sections = [section.name for section in fields(Config)]
     for section, values in settings.items():
         if section not in sections:
-            raise Refused(f"{path}: unknown section [{section}]{nearest(section, sections)}")
+            raise Refused(f"{path}: unknown section [{_printable(section)}]{nearest(section, sections)}")
         if not isinstance(values, dict):
             raise Refused(f"{path}: {section} = {values!r}: this is a section; write [{section}] above its keys")
         keys = [name.partition(".")[2] for name in setting_fields() if name.startswith(f"{section}.")]
         for key in values:
             if key not in keys:
-                raise Refused(f"{path}: unknown setting {section}.{key}{nearest(key, keys)}")
+                raise Refused(f"{path}: unknown setting {section}.{_printable(key)}{nearest(key, keys)}")
+
+
+def _printable(name: str) -> str:
+    """A quoted key of TOML may hold line ends; a refusal may not."""
+    return name if name.isprintable() else repr(name)
 
 
 def _parse_value(text: str | list[str], annotation: Any) -> Any:
@@ -254,8 +265,8 @@ def _parse_value(text: str | list[str], annotation: Any) -> Any:
     if isinstance(text, list) or annotation not in (int, float, bool):
         return text
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return {"true": True, "false": False}[text.lower()] if annotation is bool else annotation(text)
+    except (KeyError, ValueError):
         return text
 
 

@@ -4,6 +4,7 @@ Those libraries read `HF_HUB_OFFLINE` when they are imported and otherwise retry
 wait under 15 s and lets everything cached be found.
 """
 
+import contextlib
 import os
 import re
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from tf_mlm.errors import HubOutOfReach, Refused
 
+_FILE_ENDINGS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".gz")  # reviews.txt is no Hub name
 _CONNECT_SECONDS = 12  # with the start of the process, an answer comes within 15 s in all
 
 WAYS_ON = "connect once, name a local folder, or run the sample: python train.py --config configs/sample.toml"
@@ -18,7 +20,8 @@ WAYS_ON = "connect once, name a local folder, or run the sample: python train.py
 
 def is_local(name: str) -> bool:
     """Whether `name` means a path: it exists, or is written like one; `owner/name` and `name` mean the Hub."""
-    return os.path.exists(name) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith((".", "~"))
+    is_hub_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not name.startswith((".", "~"))
+    return os.path.exists(name) or not is_hub_name or name.lower().endswith(_FILE_ENDINGS)
 
 
 def check_local(name: str, setting: str) -> Path:
@@ -50,11 +53,10 @@ def connect() -> None:
     def ask() -> None:
         import requests
 
-        try:
+        # Any exception means no answer: an endpoint that is no URL raises urllib3's own.
+        with contextlib.suppress(Exception):
             requests.head(endpoint(), timeout=_CONNECT_SECONDS, allow_redirects=False)
             answered.set()
-        except requests.RequestException:
-            pass
 
     # A thread, because resolving a name knows no timeout.
     thread = threading.Thread(target=ask, daemon=True)

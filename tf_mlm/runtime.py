@@ -41,6 +41,9 @@ def prepare(training: TrainingConfig, verbose: bool = False) -> None:
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # transformers' TF models are Keras 2 models
     os.environ.setdefault("USE_TORCH", "0")  # a PyTorch that happens to be installed is not imported
     os.environ.setdefault("USE_JAX", "0")
+    if not verbose:
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # what goes wrong is said once, by the one line of `cli`
+        os.environ.setdefault("DATASETS_VERBOSITY", "error")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

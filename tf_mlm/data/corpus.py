@@ -1,7 +1,7 @@
 """Where the text comes from: the Hub, local files, or the sample. Data in, two lots of documents out."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,11 @@ from tf_mlm.errors import Refused
 
 SAMPLE = "sample"
 
-_NOT_READ = datasets.Dataset.from_dict({"text": []})  # stands for a split that the settings do not name
+_FEATURES = datasets.Features({"text": datasets.Value("string")})
+_NO_DOCUMENTS = datasets.Dataset.from_dict({"text": []}, _FEATURES)  # also for a split that the settings do not name
+_BLANK = xxhash.xxh3_64_intdigest(b"")  # the hash of every document without text
 _SAMPLE_DOCUMENTS = 5000
+_ROWS_LOOKED_AT = 100  # to find the columns of a stream that does not know them
 _HOLD_OUT_STREAM = 3  # keeps these random numbers apart from those drawn with the same seed elsewhere
 _CHARACTERS_PER_TOKEN = 4  # of English prose in WordPiece; streaming reads twice what the caps need by this
 
@@ -52,6 +55,8 @@ def load_corpus(config: DataConfig, seed: int) -> Corpus:
     held_out = unnamed or not config.validation_split
     train = _join(splits, config.train_split, "train_split", config)
     hashes = _hash_texts(train)
+    if unnamed:
+        _join(splits, config.validation_split, "validation_split", config)  # for its refusal of a name
     if held_out:
         if len(train) < 2:
             raise Refused(
@@ -66,16 +71,18 @@ def load_corpus(config: DataConfig, seed: int) -> Corpus:
     else:
         validation = _join(splits, config.validation_split, "validation_split", config)
         validation_hashes = _hash_texts(validation)
-    kept = np.flatnonzero(~np.isin(validation_hashes, hashes))
-    if not len(kept):
+    blank = validation_hashes == _BLANK  # no overlap: left out with the other empty documents, and counted there
+    overlap = ~blank & np.isin(validation_hashes, hashes)
+    if overlap.any() and (overlap | blank).all():
         raise Refused(
-            f"data.validation_split: each of the {len(validation)} validation documents is also a training document; "
+            f"data.validation_split: each of the {overlap.sum()} validation documents is also a training document; "
             "name another split"
         )
+    kept = np.flatnonzero(~overlap)
     return Corpus(
         train=train,
         validation=validation.select(kept),
-        num_overlap=len(validation) - len(kept),
+        num_overlap=int(overlap.sum()),
         held_out=held_out,
         train_fingerprint=xxhash.xxh3_128_hexdigest(hashes.tobytes()),
         validation_fingerprint=xxhash.xxh3_128_hexdigest(validation_hashes[kept].tobytes()),
@@ -88,7 +95,10 @@ def load_documents(config: DataConfig) -> tuple[datasets.Dataset, str]:
     Raises:
         Refused: as `load_corpus` does.
     """
-    documents = _join(_load_splits(config), config.validation_split, "validation_split", config)
+    config = replace(config, validation_split=config.validation_split or DataConfig().validation_split)
+    splits = _load_splits(config)
+    wanted = "" if list(splits) == [""] else config.validation_split  # data without splits is taken whole
+    documents = _join(splits, wanted, "validation_split", config)
     return documents, xxhash.xxh3_128_hexdigest(_hash_texts(documents).tobytes())
 
 
@@ -100,7 +110,7 @@ def _load_splits(config: DataConfig) -> dict[str, datasets.Dataset]:
         return _load_from_hub(config)
     files = find_split_files(config.dataset, config.config_name)
     return {
-        split: _load_files(paths, config) if split in _named_splits(config) or not split else _NOT_READ
+        split: _load_files(paths, config) if split in _named_splits(config) or not split else _NO_DOCUMENTS
         for split, paths in files.items()
     }
 
@@ -112,15 +122,22 @@ def _named_splits(config: DataConfig) -> set[str]:
 def _load_files(paths: list[Path], config: DataConfig) -> datasets.Dataset:
     # The contents' hashes are part of what names the cache entry: a changed file is read again.
     contents = [_hash_file(path) for path in paths]
-    arguments = {"paths": paths, "contents": contents, "text_column": config.text_column, "document": config.document}
+    arguments: dict[str, Any] = {
+        "paths": paths,
+        "contents": contents,
+        "text_column": config.text_column,
+        "document": config.document,
+    }
     try:
-        return datasets.Dataset.from_generator(
-            _generate, gen_kwargs=arguments, features=datasets.Features({"text": datasets.Value("string")})
-        )
+        return datasets.Dataset.from_generator(_generate, gen_kwargs=arguments, features=_FEATURES)
     except datasets.exceptions.DatasetGenerationError as error:
-        if isinstance(error.__cause__, Refused):
+        if isinstance(error.__cause__, Refused | OSError):
             raise error.__cause__ from None
         raise
+    except ValueError:  # what the library raises where the generator yields nothing
+        if next(_generate(**arguments), None) is not None:
+            raise
+        return _NO_DOCUMENTS
 
 
 def _generate(paths: list[Path], contents: list[str], text_column: str, document: Any) -> Iterator[dict[str, str]]:
@@ -137,16 +154,24 @@ def _load_from_hub(config: DataConfig) -> dict[str, datasets.Dataset]:
             num_proc=None if config.streaming or config.num_proc == 1 else config.num_proc,
             streaming=config.streaming,
         )
+        return _select_documents(splits, config)
+    except Refused:
+        raise
     except Exception as error:  # the library lets through whatever its readers, parsers and transports raise
         raise hub.refusal("data.dataset", config.dataset, error) from None
+
+
+def _select_documents(splits: Any, config: DataConfig) -> dict[str, datasets.Dataset]:
     column = None
     documents = {}
     for name, split in splits.items():
         if name not in _named_splits(config):
-            documents[name] = _NOT_READ
+            documents[name] = _NO_DOCUMENTS
             continue
         column = column or _find_text_column(split, config)
-        text_only = split.select_columns([column]).rename_column(column, "text")
+        text_only = split.select_columns([column])
+        if column != "text":  # the library refuses to rename a column to its own name
+            text_only = text_only.rename_column(column, "text")
         is_train = name in config.train_split.split("+")
         documents[name] = _read_stream(text_only, config, is_train) if config.streaming else text_only
     return documents
@@ -157,16 +182,16 @@ def _read_stream(stream: datasets.IterableDataset, config: DataConfig, is_train:
     num_sequences = config.num_train_sequences if is_train else config.num_validation_sequences
     wanted = 2 * num_sequences * config.sequence_length * _CHARACTERS_PER_TOKEN
     texts = []
-    for row in stream:
+    for row in stream.cast(_FEATURES):  # a stream of csv or json has no types of its own
         texts.append(row["text"])
         wanted -= len(row["text"] or "")
         if wanted <= 0:
             break
-    return datasets.Dataset.from_dict({"text": texts})
+    return datasets.Dataset.from_dict({"text": texts}, _FEATURES)
 
 
 def _find_text_column(split: Any, config: DataConfig) -> str:
-    features = split.features or {}
+    features = split.features or datasets.Dataset.from_list(list(split.take(_ROWS_LOOKED_AT))).features
     strings = [
         name for name, feature in features.items() if getattr(feature, "dtype", "") in ("string", "large_string")
     ]
@@ -182,7 +207,11 @@ def _find_text_column(split: Any, config: DataConfig) -> str:
         return "text"
     if len(strings) == 1:
         return strings[0]
-    found = f"several text columns: {', '.join(strings)}" if strings else f"no text column among {', '.join(features)}"
+    found = (
+        f"several text columns: {', '.join(strings)}"
+        if strings
+        else f"no text column among {', '.join(features) or 'none'}"
+    )
     raise Refused(f"data.text_column: {config.dataset} has {found}; name one with --data.text_column")
 
 
@@ -195,20 +224,26 @@ def _join(splits: dict[str, datasets.Dataset], wanted: str, setting: str, config
                 f"data.{setting} = {wanted!r}: {config.dataset} has no named splits; leave the setting out, and "
                 "data.validation_fraction of the documents is held out"
             )
-        return splits[""]
-    names = wanted.split("+")
+        names = [""]
+    else:
+        names = wanted.split("+")
     for name in names:
         if name not in splits:
             raise Refused(
                 f"data.{setting} = {wanted!r}: {config.dataset} has no split {name!r}, it has "
                 f"{', '.join(sorted(splits))}; name one, or hold documents out with --data.validation_split ''"
             )
-    return datasets.concatenate_datasets([splits[name] for name in names])
+    documents = datasets.concatenate_datasets([splits[name] for name in names])
+    if not len(documents):
+        raise Refused(
+            f"data.{setting} = {wanted!r}: {config.dataset} holds no document there; name data with text in it"
+        )
+    return documents
 
 
 def _hash_texts(documents: datasets.Dataset) -> np.ndarray:
-    """uint64 [num_documents]: a hash of each text."""
-    texts = (text or "" for batch in documents.iter(1000) for text in batch["text"])
+    """uint64 [num_documents]: a hash of each text, the same for all that hold none."""
+    texts = ("" if not text or text.isspace() else text for batch in documents.iter(1000) for text in batch["text"])
     hashes = (xxhash.xxh3_64_intdigest(text.encode()) for text in texts)
     return np.fromiter(hashes, np.uint64, len(documents))
 

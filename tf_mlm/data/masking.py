@@ -54,7 +54,8 @@ def mask_tokens(
     # Ordinary tokens come first in a random order; the first `num_masked` of them are chosen.
     num_maskable = maskable.sum(axis=1)
     expected = num_maskable * mlm_probability
-    num_masked = (expected + _uniform(bits[:, -1])).astype(np.int64)
+    whole = np.floor(expected)  # rounded apart from the fraction: 19 + 0.99…9 would be 20
+    num_masked = (whole + (expected - whole + _uniform(bits[:, -1]) >= 1)).astype(np.int64)
     num_masked = np.minimum(np.maximum(num_masked, 1), num_maskable)
     order = np.argsort(np.where(maskable, rank_bits >> np.uint64(1), np.uint64(2**64 - 1)), axis=1, kind="stable")
     chosen = np.zeros(input_ids.shape, bool)
@@ -129,5 +130,5 @@ class MaskingCollator:
             mask_token_id=self.mask_token_id,
             random_token_ids=self.random_token_ids,
         )
-        real[:, 0] |= filler  # a row that attends to nothing would have no defined softmax
+        real[:, 0] |= lengths == 0  # a row that attends to nothing would have no defined softmax
         return {"input_ids": input_ids, "attention_mask": real.astype(np.int32), "labels": labels}

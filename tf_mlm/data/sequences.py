@@ -75,7 +75,7 @@ def load_sequences(
         _write(folder, documents, tokenizer, config, description)
         backend.no_truncation()
     facts = json.loads((folder / "facts.json").read_text())
-    if not facts["num_documents"]:
+    if not facts["num_tokens"]:
         raise Refused(f"data.dataset: the {description} documents hold no text; name data with text in it")
     return Sequences(
         input_ids=np.memmap(folder / "input_ids.bin", np.int32, "r").reshape(-1, length),

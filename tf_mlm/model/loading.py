@@ -1,9 +1,13 @@
 """Tokenizer and model: from the Hub, from a folder, or new. And back to a folder that every library reads."""
 
+import re
+import string
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.numpy
 import tf_keras as keras
 import transformers
@@ -17,6 +21,7 @@ from tf_mlm.model.masked_lm_head import MODEL_CLASSES
 
 _WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "tf_model.h5", "tf_model.h5.index.json")
 _NEW_MODEL_POSITIONS = 512
+_MAX_CHARACTERS = 1000  # of a new vocabulary, the trainer's own default
 
 
 def load_tokenizer(config: ModelConfig, documents: Iterable[str]) -> Any:
@@ -37,15 +42,40 @@ def load_tokenizer(config: ModelConfig, documents: Iterable[str]) -> Any:
 
 
 def build_tokenizer(documents: Iterable[str], vocab_size: int) -> transformers.PreTrainedTokenizerFast:
-    """A lower-case WordPiece tokenizer in the manner of BERT's, its vocabulary trained on `documents`."""
+    """A lower-case WordPiece tokenizer in the manner of BERT's, its vocabulary trained on `documents`.
+
+    The same documents give the same vocabulary. They are gone through twice.
+    """
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.WordPiece()
-    backend.train_from_iterator(
-        documents, trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
+    normalizer = normalizers.BertNormalizer(lowercase=True)
+    learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    learner.normalizer = normalizer
+    learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    # The trainer numbers characters in the order of a hash map, another one in every process, breaks ties between
+    # merges by those numbers, and ties between rare characters at random. Those that it is given keep their order.
+    counts: Counter[str] = Counter()
+    inside_words: set[str] = set()
+    for document in documents:
+        text = normalizer.normalize_str(document)
+        counts.update(text)
+        inside_words.update(re.findall(r"(?<=\S)\S", text))
+    characters = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))[:_MAX_CHARACTERS]
+    inside = [f"##{c}" for c in sorted(inside_words.intersection(characters) - set(string.punctuation))]
+    learner.train_from_iterator(
+        documents,
+        trainers.WordPieceTrainer(
+            vocab_size=vocab_size,
+            special_tokens=special + inside,
+            initial_alphabet=characters,
+            limit_alphabet=len(characters),
+            show_progress=False,
+        ),
     )
+    backend = Tokenizer(models.WordPiece(learner.get_vocab(), unk_token="[UNK]"))
+    backend.add_special_tokens(special)
+    backend.normalizer = normalizer
+    backend.pre_tokenizer = learner.pre_tokenizer
+    backend.decoder = decoders.WordPiece()
     backend.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B [SEP]",
@@ -70,6 +100,8 @@ def load_model(config: ModelConfig, tokenizer: Any, sequence_length: int) -> tup
             hidden_dim=config.hidden_dim,
             dropout=config.dropout,
             attention_dropout=config.dropout,
+            # As BERT's 0.02 at width 768: a narrow model started with it hardly learns to attend.
+            initializer_range=0.02 * (768 / config.dim) ** 0.5,
             max_position_embeddings=max(_NEW_MODEL_POSITIONS, sequence_length),
             pad_token_id=tokenizer.pad_token_id,
         )
@@ -90,6 +122,8 @@ def load_model(config: ModelConfig, tokenizer: Any, sequence_length: int) -> tup
     if not config.name or config.from_config:
         model = model_class(model_config)
         model.build_in_name_scope()
+        if not config.name:
+            _start_positions_as_sinusoids(model)
         return model, []
     _check_weights(config)
     model, info = _from_pretrained(model_class, config, config=model_config, output_loading_info=True)
@@ -100,6 +134,19 @@ def load_model(config: ModelConfig, tokenizer: Any, sequence_length: int) -> tup
             "name a complete checkpoint, or set model.from_config = true for random weights"
         )
     return model, sorted(info["missing_keys"])
+
+
+def _start_positions_as_sinusoids(model: Any) -> None:
+    """Vaswani et al. 2017, section 3.5, as long as a row of the word embeddings.
+
+    From random positions a small model needs thousands of updates to find out what it means to be next to a token.
+    """
+    embeddings = model.distilbert.embeddings
+    angles = np.arange(model.config.max_position_embeddings)[:, None] / 10_000 ** (
+        np.arange(0, model.config.dim, 2) / model.config.dim
+    )
+    waves = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)[:, : model.config.dim]
+    embeddings.position_embeddings.assign(waves * model.config.initializer_range * 2**0.5)
 
 
 def load_trained(name: str) -> tuple[Any, Any]:
@@ -159,6 +206,9 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
         )
         array = variable.numpy()
         arrays[name] = array.T.copy() if transpose is TransposeType.SIMPLE else array
+    if "predictions.decoder.bias" in arrays:
+        # ALBERT: one bias under two names in PyTorch, two variables in TensorFlow, of which this one alone is trained.
+        arrays["predictions.bias"] = arrays["predictions.decoder.bias"]
     path = folder / "model.safetensors"
     safetensors.numpy.save_file(arrays, path, metadata={"format": "pt"})
     path.chmod(folder.stat().st_mode & 0o666)  # safetensors writes for the owner alone

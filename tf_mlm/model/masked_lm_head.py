@@ -50,22 +50,30 @@ class MaskedPositionsHead(keras.Model):
         self._accumulate_steps = accumulate_steps
         self._clip_norm = clip_norm
         self._masked_lm_metrics = MaskedLMMetrics()
-        self._part: list[Any] = [0]
-        self._first_position = (0, 0)
-        use_step_dropout(self, seed, optimizer.iterations, self._part)
+        self._first_position: tuple[int, int] | None = None
+        self._forward_pass = use_step_dropout(self, seed, optimizer.iterations)
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
         return self._masked_lm_metrics.all if hasattr(self, "_masked_lm_metrics") else []
 
+    def create_optimizer_weights(self) -> None:
+        """Make what the first update would make, which Keras would then trace a second time."""
+        with self.distribute_strategy.scope():
+            getattr(self.optimizer, "inner_optimizer", self.optimizer)._create_all_weights(self.trainable_variables)
+
     def fit_from(self, step: int, steps_per_epoch: int, **arguments: Any) -> None:
         """`fit` from update `step` on, be it in the middle of an epoch; `x` begins there too."""
         self._first_position = divmod(step, steps_per_epoch)
-        self.fit(steps_per_epoch=steps_per_epoch, initial_epoch=self._first_position[0], verbose=0, **arguments)
+        self.create_optimizer_weights()
+        try:
+            self.fit(steps_per_epoch=steps_per_epoch, initial_epoch=self._first_position[0], verbose=0, **arguments)
+        finally:
+            self._first_position = None
 
     def _maybe_load_initial_counters_from_ckpt(self, steps_per_epoch: int, initial_epoch: int) -> tuple[int, int]:
         # Where Keras asks its own BackupAndRestore for the first epoch and the first step inside it.
-        return self._first_position
+        return self._first_position or (initial_epoch, 0)
 
     def masked_lm_outputs(
         self, features: dict[str, tf.Tensor], labels: tf.Tensor, training: bool
@@ -112,24 +120,26 @@ class MaskedPositionsHead(keras.Model):
     ) -> list[tf.Tensor]:
         """Gradients of the batch's loss, worked in `accumulate_steps` parts, one after the other to save memory."""
         if self._accumulate_steps == 1:
+            self._forward_pass.begin(0)
             return self._gradients(features, labels, num_labels)
+        # Else rows would be left out of the gradient, though their labels are counted.
+        assert labels.shape[0] and labels.shape[0] % self._accumulate_steps == 0, (labels.shape, self._accumulate_steps)
         size = labels.shape[0] // self._accumulate_steps
 
         def add_part(part: tf.Tensor, *sums: tf.Tensor) -> list[tf.Tensor]:
-            rows = slice(part * size, (part + 1) * size)
-            self._part.append(part)
-            gradients = self._gradients(
-                {name: tf.ensure_shape(value[rows], [size, value.shape[1]]) for name, value in features.items()},
-                tf.ensure_shape(labels[rows], [size, labels.shape[1]]),
-                num_labels,
-            )
-            self._part.pop()
+            def rows(value: tf.Tensor) -> tf.Tensor:
+                # A slice from `part * size` to `(part + 1) * size` has no static shape, and XLA refuses it.
+                return tf.reshape(value, [-1, size, value.shape[1]])[part]
+
+            self._forward_pass.begin(part)
+            gradients = self._gradients(*tf.nest.map_structure(rows, (features, labels)), num_labels)
             return [part + 1, *(total + gradient for total, gradient in zip(sums, gradients, strict=True))]
 
         zeros = [tf.zeros_like(variable) for variable in self.trainable_variables]
         _, *sums = tf.while_loop(
             lambda part, *_: part < self._accumulate_steps, add_part, [tf.constant(0), *zeros], parallel_iterations=1
         )
+        self._forward_pass.begin(0)  # `part` lives in the loop alone
         return sums
 
     def _gradients(self, features: dict[str, tf.Tensor], labels: tf.Tensor, num_labels: tf.Tensor) -> list[tf.Tensor]:
@@ -139,7 +149,10 @@ class MaskedPositionsHead(keras.Model):
             loss = tf.reduce_sum(losses) / num_labels
             if scales_loss:
                 loss = self.optimizer.get_scaled_loss(loss)
-        gradients = tape.gradient(loss, self.trainable_variables)
+        # Zeros for what the loss does not depend on: TFAlbertForMaskedLM has a bias that it never adds.
+        gradients = tape.gradient(
+            loss, self.trainable_variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
         if scales_loss:
             gradients = self.optimizer.get_unscaled_gradients(gradients)
         self._masked_lm_metrics.update(losses, logits, slot_labels, weights)

@@ -5,6 +5,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_mlm.errors import writing_failed
+
 
 def export_saved_model(model: Any, folder: Path) -> None:
     """Write a masked language model to `folder` as a SavedModel that TensorFlow alone can load.
@@ -21,4 +23,5 @@ def export_saved_model(model: Any, folder: Path) -> None:
 
     module = tf.Module()
     module.model = model
-    tf.saved_model.save(module, str(folder), signatures={"serving_default": serve})
+    with writing_failed(tf.errors.OpError):
+        tf.saved_model.save(module, str(folder), signatures={"serving_default": serve})

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import tensorflow as tf
 import tf_keras as keras
 import tqdm
 
-from tf_mlm.errors import Interrupted, NonFiniteLoss
+from tf_mlm.errors import Interrupted, NonFiniteLoss, writing_failed
 from tf_mlm.model.loading import save_model
 from tf_mlm.model.metrics import perplexity
 from tf_mlm.training.checkpoint import Progress, model_variables, restore_variables, save_checkpoint
@@ -64,11 +65,7 @@ class MetricsLog(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, tf.Tensor]) -> None:
         self.step += 1
-        if not math.isfinite(float(logs["loss"])):
-            raise NonFiniteLoss(
-                f"the loss at step {self.step} (epoch {self._epoch}) is not a finite number; nothing was exported; "
-                "lower optimizer.learning_rate or set training.precision = 'float32'"
-            )
+        self._check_finite(float(logs["loss"]), "loss")
         if self.step % self._log_every == 0:
             sums = float(self.model.metrics[0].total), float(self.model.metrics[0].count)
             now = time.monotonic()
@@ -88,6 +85,7 @@ class MetricsLog(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, tf.Tensor]) -> None:
         val_loss = float(logs["val_loss"])
+        self._check_finite(val_loss, "validation loss")  # an epoch's last update shows in no other loss
         seconds = time.monotonic() - self._epoch_start
         self._emit(
             event="epoch",
@@ -102,6 +100,13 @@ class MetricsLog(keras.callbacks.Callback):
             tokens_per_second=self._tokens_per_second(self._epoch_start_step, self._trained_until - self._epoch_start),
             seconds=round(seconds, 3),
         )
+
+    def _check_finite(self, loss: float, name: str) -> None:
+        if not math.isfinite(loss):
+            raise NonFiniteLoss(
+                f"the {name} at step {self.step} (epoch {self._epoch}) is not a finite number; nothing was exported; "
+                "lower optimizer.learning_rate or set training.precision = 'float32'"
+            )
 
     def _tokens_per_second(self, since_step: int, seconds: float) -> float:
         return round((self.step - since_step) * self._tokens_per_step / max(seconds, 1e-9), 1)
@@ -123,7 +128,7 @@ class BestModel(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
         if logs["val_loss"] < self._best:
             self._best = float(logs["val_loss"])
-            with written_aside(self._folder) as aside:
+            with writing_failed(safetensors.SafetensorError), written_aside(self._folder) as aside:
                 save_model(self.model, self._tokenizer, aside)
 
 
@@ -210,7 +215,7 @@ class ProgressLines(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._bar.update()
 
-    def on_train_end(self, logs: Any = None) -> None:
+    def close(self) -> None:
         self._bar.close()
 
     def show(self, event: Event) -> None:
@@ -297,8 +302,13 @@ class Checkpoints(keras.callbacks.Callback):
             self.save()
             self._stop_if_asked()
 
+    def on_test_begin(self, logs: Any = None) -> None:
+        # Validation is about to clear the epoch's sums and use the metrics for its own.
+        self._train_sums = {name: variable.numpy() for name, variable in model_variables(self.model, "metric").items()}
+
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
         if self._signal:
+            restore_variables(model_variables(self.model, "metric"), self._train_sums)
             self.save()
             self._stop_if_asked()
 
@@ -309,11 +319,13 @@ class Checkpoints(keras.callbacks.Callback):
 
     def on_train_end(self, logs: Any = None) -> None:
         self.save()
+        self._stop_if_asked()
 
     def save(self) -> None:
         metrics_bytes = self._run.metrics_path.stat().st_size
         progress = Progress(self._log.step, self._log.logged_sums, metrics_bytes, self.seconds, self._fingerprint)
-        save_checkpoint(self._run.checkpoints_path, progress, model_variables(self.model), self._keep)
+        with writing_failed(safetensors.SafetensorError):
+            save_checkpoint(self._run.checkpoints_path, progress, model_variables(self.model), self._keep)
         self._last_save = time.monotonic()
 
     def _at_epoch_end(self, batch: int) -> bool:

@@ -43,8 +43,10 @@ class Progress:
 def save_checkpoint(folder: Path, progress: Progress, variables: dict[str, Any], keep: int) -> None:
     """Write `folder`/step-N, checksummed and renamed into place, and remove all but the newest `keep`."""
     folder.mkdir(exist_ok=True)
+    for left_by_a_kill in folder.glob(".step-*"):
+        shutil.rmtree(left_by_a_kill)
     with written_aside(folder / f"step-{progress.step:010d}") as aside:
-        arrays = {name: np.ascontiguousarray(variable.numpy()) for name, variable in variables.items()}
+        arrays = {name: np.asarray(variable.numpy(), order="C") for name, variable in variables.items()}
         safetensors.numpy.save_file(arrays, aside / _ARRAYS)
         state = json.dumps(asdict(progress) | {"checksum": _checksum(aside / _ARRAYS)}, sort_keys=True)
         (aside / _STATE).write_text(json.dumps({"state": state, "checksum": xxhash.xxh3_128_hexdigest(state.encode())}))
@@ -70,10 +72,10 @@ def load_checkpoint(folder: Path, fingerprint: str) -> tuple[Progress, dict[str,
             if _checksum(path / _ARRAYS) != state.pop("checksum"):
                 raise ValueError(f"{_ARRAYS} does not match its checksum")
             arrays = safetensors.numpy.load_file(path / _ARRAYS)
+            progress = Progress(**state | {"logged_sums": tuple(state["logged_sums"])})
         except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-            print(f"checkpoint {path.name} passed over: {error}")
+            print(f"checkpoint {path.name} passed over: {type(error).__name__}: {error}")
             continue
-        progress = Progress(**state)
         if progress.fingerprint != fingerprint:
             raise Refused(
                 f"--resume {folder.parent}: its checkpoint is of other data or another model than are there now"
@@ -91,14 +93,14 @@ def model_variables(model: Any, only: str = "") -> dict[str, Any]:
     """Every variable that training changes, or those of the group `only`, by names that outlast the process."""
     optimizer = model.optimizer
     inner = getattr(optimizer, "inner_optimizer", optimizer)
-    inner._create_all_weights(model.trainable_variables)  # Adam makes its slots at the first update otherwise
+    model.create_optimizer_weights()
     groups = {
         "weight": model.weights,
         "optimizer": inner.variables(),
         "metric": [variable for metric in model.metrics for variable in metric.variables],
     }
     if optimizer is not inner:
-        groups["loss_scale"] = [optimizer._loss_scale._current_loss_scale, optimizer._loss_scale._good_steps]
+        groups["loss_scale"] = [optimizer._loss_scale.current_loss_scale, optimizer._loss_scale.counter]
     return {
         f"{group}/{i}": variable
         for group, variables in groups.items()

@@ -40,9 +40,10 @@ def describe_plan(config: Config, length: RunLength, model: Any) -> str:
     points = sorted({0, length.num_warmup_steps, length.num_train_steps // 2, length.num_train_steps - 1})
     rates = ", ".join(f"{float(schedule(step)):.3g} at step {step + 1:,}" for step in points)
     tokens = config.training.batch_size * config.data.sequence_length
+    cut = ", the last one cut short" if length.num_train_steps < length.epochs * length.steps_per_epoch else ""
     return "\n".join(
         [
-            f"steps      {length.num_train_steps:>10,} = {length.epochs} epochs of {length.steps_per_epoch:,}, "
+            f"steps      {length.num_train_steps:>10,} = {length.epochs} epochs of {length.steps_per_epoch:,}{cut}, "
             f"batch {config.training.batch_size}, warmup {length.num_warmup_steps:,}",
             f"tokens     {length.num_train_steps * tokens:>10,} seen in training, {tokens:,} a step",
             f"rate       {rates}",

@@ -80,13 +80,18 @@ class RunDirectory:
             run._take_lock()
         except OSError as error:
             raise Refused(f"--output-dir {path}: cannot be written: {error.strerror}; name another folder") from None
-        if run.metrics_path.exists() or run.config_path.exists():
-            state = "a finished run" if run.is_finished() else "an unfinished run; continue it with --resume"
+        try:
+            if run.metrics_path.exists() or run.config_path.exists():
+                state = "a finished run" if run.is_finished() else "an unfinished run; continue it with --resume"
+                raise Refused(f"--output-dir {path}: holds {state}, or name another folder")
+            if others := sorted(entry.name for entry in path.iterdir() if entry.name != ".lock"):
+                raise Refused(
+                    f"--output-dir {path}: is not empty ({others[0]} is there); name an empty or a new folder"
+                )
+        except Refused:
+            (path / ".lock").unlink(missing_ok=True)  # nothing is left in a folder that is not ours
             run.release()
-            raise Refused(f"--output-dir {path}: holds {state}, or name another folder")
-        if others := [entry.name for entry in path.iterdir() if entry.name != ".lock"]:
-            run.release()
-            raise Refused(f"--output-dir {path}: is not empty ({others[0]} is there); name an empty or a new folder")
+            raise
         return run
 
     @classmethod
@@ -154,14 +159,21 @@ class RunDirectory:
     def cut_events(self, num_bytes: int) -> None:
         """Drop what metrics.jsonl holds beyond a checkpoint: the resumed run writes it again."""
         if self.metrics_path.exists():
-            os.truncate(self.metrics_path, num_bytes)
+            kept = self.metrics_path.read_bytes()[:num_bytes]  # fewer, where a crash of the system has lost the end
+            os.truncate(self.metrics_path, kept.rfind(b"\n") + 1)
 
     def choose_curve(self) -> Path:
-        """Where the curve goes under plots/: the run's own file, never another run's."""
+        """Where the curve goes under plots/: the run's own file, made here if need be, never another run's."""
         if self.environment_path.exists():
             return Path(json.loads(self.environment_path.read_text())["curve"])
         names = itertools.chain([self.name], (f"{self.name}-{number}" for number in itertools.count(2)))
-        return next(path for name in names if not (path := Path("plots") / f"{name}.png").exists())
+        Path("plots").mkdir(exist_ok=True)
+        for name in names:
+            path = Path("plots") / f"{name}.png"
+            with contextlib.suppress(FileExistsError):
+                path.touch(exist_ok=False)  # so that no run begun before the first epoch ends takes it
+                return path
+        raise AssertionError("numbers never end")
 
     def is_finished(self) -> bool:
         events = self.read_events()
@@ -180,7 +192,14 @@ def read_events(metrics_path: Path) -> list[dict[str, Any]]:
     if not metrics_path.exists():
         return []
     lines = metrics_path.read_text(encoding="utf-8", errors="replace").split("\n")
-    return [json.loads(line) for line in lines[:-1]]  # what follows the last line end is nothing, or half a line
+    lines.pop()  # what follows the last line end is nothing, or half a line
+    events = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise Refused(f"{metrics_path}: line {number} is damaged: {error}; start a new run") from None
+    return events
 
 
 def new_run_path(config_name: str) -> Path:

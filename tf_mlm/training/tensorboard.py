@@ -7,10 +7,14 @@ from typing import Any
 import tensorflow as tf
 
 _NOT_CURVES = ("event", "epoch", "step")
+_PREFIXES = {"step": "", "epoch": "epoch_"}
 
 
 class TensorBoardFiles:
-    """Writes each event's numbers as scalars, under train/ (step events) and validation/ (start and epoch events)."""
+    """Writes each event's numbers as scalars, under validation/ what begins with val_, the rest under train/.
+
+    There an epoch's numbers are named epoch_..., apart from those of its last step.
+    """
 
     def __init__(self, folder: Path, events: list[dict[str, Any]]):
         shutil.rmtree(folder, ignore_errors=True)
@@ -19,10 +23,15 @@ class TensorBoardFiles:
             self.write(event)
 
     def write(self, event: dict[str, Any]) -> None:
-        with self._writers["train" if event["event"] == "step" else "validation"].as_default(step=event["step"]):
-            for name, value in event.items():
-                if name not in _NOT_CURVES and isinstance(value, int | float):
+        for name, value in event.items():
+            if name in _NOT_CURVES or not isinstance(value, int | float):
+                continue
+            if name.startswith("val_"):
+                with self._writers["validation"].as_default(step=event["step"]):
                     tf.summary.scalar(name.removeprefix("val_"), value)
+            elif event["event"] in _PREFIXES:
+                with self._writers["train"].as_default(step=event["step"]):
+                    tf.summary.scalar(_PREFIXES[event["event"]] + name, value)
         if event["event"] != "step":
             for writer in self._writers.values():
                 writer.flush()

@@ -1,8 +1,10 @@
 """The recipe: from settings to a trained model, its curves, card and export. This module alone knows all others."""
 
+import contextlib
 import json
 import platform
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -15,6 +17,7 @@ from tf_mlm.data.corpus import load_corpus
 from tf_mlm.data.masking import max_masked_per_sequence
 from tf_mlm.data.pipeline import build_collator, build_train_dataset, build_validation_dataset
 from tf_mlm.data.prepared import PreparedData, describe_data, prepare_data
+from tf_mlm.errors import Interrupted
 from tf_mlm.model.loading import load_model, load_tokenizer, load_trained
 from tf_mlm.model.metrics import perplexity
 from tf_mlm.model.optimizer import build_optimizer, build_schedule
@@ -198,16 +201,19 @@ def fit(
         fingerprint=progress.fingerprint,
         seconds=progress.seconds,
     )
+    curves = callbacks.Curves(run)
     around = [
         callbacks.ResumedEpoch(progress, length.steps_per_epoch, model),
         log,
         callbacks.BestModel(run.model_path, tokenizer, min((e["val_loss"] for e in epochs_done), default=None)),
-        callbacks.Curves(run),
+        curves,
         lines,
         callbacks.EarlyStopping(run, patience),
         checkpoints,
     ]
-    with checkpoints, board:
+    with checkpoints, board, contextlib.closing(lines), drawn_when_interrupted(curves):
+        if progress.step:
+            curves.draw()  # it may show what has just been cut from the events
         at_epoch_end = progress.step % length.steps_per_epoch == 0 or progress.step == length.num_train_steps
         if progress.step and at_epoch_end and (not epochs_done or epochs_done[-1]["step"] < progress.step):
             callbacks.finish_epoch(model, around, validation_dataset, epoch=len(epochs_done))
@@ -228,6 +234,15 @@ def fit(
                 validation_data=validation_dataset,
                 callbacks=around,
             )
+
+
+@contextlib.contextmanager
+def drawn_when_interrupted(curves: callbacks.Curves) -> Iterator[None]:
+    try:
+        yield
+    except Interrupted:
+        curves.draw()
+        raise
 
 
 def export(config: Config, run: RunDirectory) -> None:

@@ -1,0 +1,231 @@
+"""Claims about order and batches: a function of (seed, epoch), begun at any step, every batch of one shape."""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+
+from tests.data.conftest import CLS, MASK, PAD, SEP, SPECIAL
+from tf_mlm.config import MaskingConfig
+from tf_mlm.data.masking import IGNORE_INDEX, MaskingCollator
+from tf_mlm.data.pipeline import (
+    build_collator,
+    build_train_dataset,
+    build_validation_dataset,
+    epoch_order,
+    steps_per_epoch,
+)
+from tf_mlm.data.sequences import Sequences
+
+LENGTH = 8
+BATCH = 4
+
+
+def collator(num_sequences: int = 30, **changes) -> MaskingCollator:
+    """Row `n` is [CLS] 100+n and six words [SEP]; 100+n is treated as special, so that masking leaves it in place."""
+    input_ids = np.tile(np.array([CLS, 0, 10, 11, 12, 13, 14, SEP], np.int32), (num_sequences, 1))
+    input_ids[:, 1] = 100 + np.arange(num_sequences)
+    settings = {
+        "input_ids": input_ids,
+        "lengths": np.full(num_sequences, LENGTH, np.int32),
+        "seed": 42,
+        "epoch_masks": True,
+        "mlm_probability": 0.5,
+        "mask_replace_prob": 0.8,
+        "random_replace_prob": 0.1,
+        "mask_token_id": MASK,
+        "pad_token_id": PAD,
+        "special_token_ids": np.array([*SPECIAL, *range(100, 100 + num_sequences)], np.int32),
+        "random_token_ids": np.arange(5, 100, dtype=np.int32),
+    }
+    return MaskingCollator(**settings | changes)
+
+
+@dataclass
+class Recorder:
+    """A collator that notes which rows it is asked for."""
+
+    collator: MaskingCollator
+    asked: set[tuple[int, int]] = field(default_factory=set)
+
+    def __call__(self, rows):
+        self.asked |= {(int(row["epoch"]), int(row["index"])) for row in rows}
+        return self.collator(rows)
+
+
+ROWS = np.array([3, 4, 5, 8, 9, 12, 20, 21, 22, 29])  # 10 of 30: 3 batches of 4 an epoch, 2 filler rows
+
+
+def train_batches(num_batches: int, first_step: int = 0, seed: int = 42, epochs: int = 3, source=None) -> list[tuple]:
+    dataset = build_train_dataset(
+        source or collator(), ROWS, batch_size=BATCH, seed=seed, epochs=epochs, first_step=first_step
+    )
+    return list(dataset.take(num_batches).as_numpy_iterator())
+
+
+def indices(batches: list[tuple]) -> list[int]:
+    """The rows of the matrix in the batches, -1 for a filler row."""
+    ids = np.concatenate([features["input_ids"] for features, _ in batches])
+    return [int(row[1]) - 100 if row[0] == CLS else -1 for row in ids]
+
+
+def assert_equal(batches: list[tuple], others: list[tuple]) -> None:
+    assert len(batches) == len(others)
+    for (features, labels), (other_features, other_labels) in zip(batches, others, strict=True):
+        np.testing.assert_array_equal(features["input_ids"], other_features["input_ids"])
+        np.testing.assert_array_equal(features["attention_mask"], other_features["attention_mask"])
+        np.testing.assert_array_equal(labels, other_labels)
+
+
+# --- the order
+
+
+@pytest.mark.parametrize("num_sequences, batch_size, steps", [(10, 4, 3), (12, 4, 3), (1, 4, 1), (3000, 32, 94)])
+def test_steps_in_an_epoch(num_sequences, batch_size, steps):
+    assert steps_per_epoch(num_sequences, batch_size) == steps
+
+
+def test_the_order_is_a_permutation_of_its_own_for_each_seed_and_epoch():
+    orders = {(seed, epoch): epoch_order(100, seed, epoch) for seed in (0, 1, 42) for epoch in (1, 2, 3)}
+    for order in orders.values():
+        assert sorted(order) == list(range(100))
+    assert len({tuple(order) for order in orders.values()}) == 9
+    assert tuple(range(100)) not in {tuple(order) for order in orders.values()}
+    np.testing.assert_array_equal(epoch_order(100, 42, 2), orders[42, 2])
+
+
+# --- training batches
+
+
+def test_every_example_comes_once_an_epoch_in_the_order_of_seed_and_epoch(tensorflow):
+    found = indices(train_batches(9))
+    for epoch in (1, 2, 3):
+        one = found[(epoch - 1) * 12 : epoch * 12]
+        assert one == [*ROWS[epoch_order(10, 42, epoch)].tolist(), -1, -1]
+    assert indices(train_batches(3, seed=7)) == [*ROWS[epoch_order(10, 7, 1)].tolist(), -1, -1]
+
+
+def test_two_passes_are_bit_equal_and_two_epochs_are_not(tensorflow):
+    first, second = train_batches(9), train_batches(9)
+    assert_equal(first, second)
+    masks = []
+    for epoch in (0, 1, 2):
+        batches = first[epoch * 3 : epoch * 3 + 3]
+        labels = np.concatenate([labels for _, labels in batches])[:10]
+        masks.append((labels != IGNORE_INDEX)[np.argsort(indices(batches)[:10])])
+    for one, other in [(0, 1), (0, 2), (1, 2)]:
+        assert (masks[one] != masks[other]).any(
+            axis=1
+        ).sum() >= 5  # of 10 examples, each with 10 choices of 2 or 3 in 5
+
+
+def test_each_example_is_masked_as_the_collator_masks_it_alone(tensorflow):
+    source = collator()
+    batches = train_batches(9, source=source)
+    for number, index in enumerate(indices(batches)):
+        alone = source([{"epoch": 1 + number // 12, "index": index}])
+        features, labels = batches[number // 4]
+        np.testing.assert_array_equal(features["input_ids"][number % 4], alone["input_ids"][0])
+        np.testing.assert_array_equal(features["attention_mask"][number % 4], alone["attention_mask"][0])
+        np.testing.assert_array_equal(labels[number % 4], alone["labels"][0])
+
+
+def test_begun_at_any_step_the_batches_are_those_of_an_uninterrupted_pass(tensorflow):
+    whole = train_batches(9)
+    for first_step in (1, 3, 5, 8):
+        assert_equal(train_batches(9 - first_step, first_step), whole[first_step:])
+
+
+def test_begun_at_a_step_nothing_before_it_is_read(tensorflow):
+    """Trap 22: Keras' own resume starts the data over."""
+    whole = Recorder(collator())
+    train_batches(9, source=whole)
+    in_order = [(epoch, int(index)) for epoch in (1, 2, 3) for index in ROWS[epoch_order(10, 42, epoch)]]
+    assert whole.asked == {*in_order, (1, -1), (2, -1), (3, -1)}
+    late = Recorder(collator())
+    train_batches(4, first_step=5, source=late)  # the third batch of epoch 2: its last 2 examples, 2 filler rows
+    assert late.asked == {*in_order[18:], (2, -1), (3, -1)}
+
+
+def test_every_batch_has_one_static_shape_and_int32(tensorflow):
+    import tensorflow as tf
+
+    for dataset in (
+        build_train_dataset(collator(), ROWS, batch_size=BATCH, seed=42, epochs=2),
+        build_validation_dataset(collator(), ROWS, batch_size=BATCH),
+    ):
+        spec = tf.TensorSpec((BATCH, LENGTH), tf.int32)
+        assert dataset.element_spec == ({"input_ids": spec, "attention_mask": spec}, spec)
+        for features, labels in dataset.take(3):
+            assert features["input_ids"].shape == features["attention_mask"].shape == labels.shape == (BATCH, LENGTH)
+
+
+def test_filler_rows_stand_at_the_end_of_an_epoch_and_carry_no_label(tensorflow):
+    batches = train_batches(9)
+    for number, (features, labels) in enumerate(batches):
+        fillers = 2 if number % 3 == 2 else 0
+        assert (features["attention_mask"].sum(axis=1) == 1).tolist() == [False] * (4 - fillers) + [True] * fillers
+        assert (labels != IGNORE_INDEX).any(axis=1).tolist() == [True] * (4 - fillers) + [False] * fillers
+
+
+def test_without_a_remainder_there_are_no_filler_rows(tensorflow):
+    dataset = build_train_dataset(collator(), ROWS[:8], batch_size=BATCH, seed=42, epochs=1)
+    assert sorted(indices(list(dataset.take(2).as_numpy_iterator()))) == sorted(ROWS[:8])
+
+
+def test_the_training_dataset_does_not_end(tensorflow):
+    import tensorflow as tf
+
+    dataset = build_train_dataset(collator(), ROWS, batch_size=BATCH, seed=42, epochs=1)
+    assert dataset.cardinality() == tf.data.INFINITE_CARDINALITY
+    batches = train_batches(7, epochs=1)
+    assert_equal(batches[3:6], batches[:3])
+
+
+def test_a_batch_larger_than_the_data_is_filled_up(tensorflow):
+    dataset = build_train_dataset(collator(), ROWS[:3], batch_size=16, seed=42, epochs=1)
+    found = indices(list(dataset.take(1).as_numpy_iterator()))
+    assert sorted(found[:3]) == [3, 4, 5] and found[3:] == [-1] * 13
+
+
+# --- validation batches
+
+
+def test_validation_is_one_pass_in_order_with_the_same_masks_every_time(tensorflow):
+    dataset = build_validation_dataset(replace(collator(), epoch_masks=False), ROWS, batch_size=BATCH)
+    first, second = list(dataset.as_numpy_iterator()), list(dataset.as_numpy_iterator())
+    assert indices(first) == [*ROWS.tolist(), -1, -1]
+    assert_equal(first, second)
+    again = build_validation_dataset(replace(collator(), epoch_masks=False), ROWS, batch_size=BATCH)
+    assert_equal(first, list(again.as_numpy_iterator()))
+
+
+# --- the collator of a run
+
+
+def sequences() -> Sequences:
+    ids = np.tile(np.array([CLS, *range(10, 16), SEP], np.int32), (3, 1))
+    return Sequences(ids, np.full(3, 8, np.int32), 3, 0, 24)
+
+
+def test_the_collator_takes_its_rates_from_the_settings_and_its_ids_from_the_tokenizer(tokenizer):
+    built = build_collator(sequences(), tokenizer, MaskingConfig("token", 0.3, 0.5, 0.25), seed=9)
+    assert (built.mlm_probability, built.mask_replace_prob, built.random_replace_prob) == (0.3, 0.5, 0.25)
+    assert (built.seed, built.epoch_masks, built.mask_token_id, built.pad_token_id) == (9, True, MASK, PAD)
+    assert built.special_token_ids.tolist() == sorted(SPECIAL)
+    assert built.random_token_ids.tolist() == list(range(5, 100))
+    assert built.random_token_ids.dtype == built.special_token_ids.dtype == np.int32
+
+
+def test_validation_is_masked_at_15_percent_whatever_the_training_ratio_and_the_same_each_epoch(tokenizer):
+    built = build_collator(sequences(), tokenizer, MaskingConfig("token", 0.3, 0.5, 0.25), seed=9, validation=True)
+    assert (built.mlm_probability, built.epoch_masks) == (0.15, False)
+    assert (built.mask_replace_prob, built.random_replace_prob) == (0.5, 0.25)
+
+
+def test_tokens_added_to_the_tokenizer_may_be_drawn_and_added_special_ones_may_not(tokenizer):
+    tokenizer.add_tokens(["film"])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[BREAK]"]})
+    built = build_collator(sequences(), tokenizer, MaskingConfig(), seed=9)
+    assert built.random_token_ids.tolist() == list(range(5, 101))
+    assert built.special_token_ids.tolist() == [0, 1, 2, 3, 4, 101]

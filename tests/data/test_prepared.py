@@ -1,0 +1,88 @@
+"""Claims about what a run trains on: the facts it reports, the rows it draws, and text that cannot be masked."""
+
+import math
+
+import datasets
+import pytest
+
+from tf_mlm.config import Config, DataConfig, TrainingConfig
+from tf_mlm.data.corpus import Corpus
+from tf_mlm.data.prepared import describe_data, prepare_data
+from tf_mlm.errors import Refused
+
+
+def corpus(train: list[str], validation: list[str]) -> Corpus:
+    return Corpus(
+        train=datasets.Dataset.from_dict({"text": train}),
+        validation=datasets.Dataset.from_dict({"text": validation}),
+        num_overlap=3,
+        held_out=True,
+        train_fingerprint=f"train{hash(tuple(train))}",
+        validation_fingerprint=f"validation{hash(tuple(validation))}",
+    )
+
+
+def test_the_facts_count_documents_tokens_sequences_and_what_was_dropped(cache, tokenizer):
+    train = ["10 11 12 13 14 15"] * 4 + ["", "10"]  # 4 × 8 + 3 tokens
+    validation = ["20 21", " ", "", "22"]  # 4 + 3 tokens
+    config = Config(
+        data=DataConfig(sequence_length=8, num_train_sequences=2, num_validation_sequences=7),
+        training=TrainingConfig(seed=5),
+    )
+    data = prepare_data(config, corpus(train, validation), tokenizer)
+    fingerprint = data.facts.pop("fingerprint")
+    assert fingerprint == f"train{hash(tuple(train))}-validation{hash(tuple(validation))}"
+    assert data.facts == {
+        "train_documents": 5,
+        "validation_documents": 2,
+        "held_out": True,
+        "dropped_overlap": 3,
+        "dropped_empty": 3,
+        "train_tokens": 35,
+        "validation_tokens": 7,
+        "train_tokens_packed": 35,
+        "validation_tokens_packed": 7,
+        "train_sequences": 5,
+        "validation_sequences": 1,
+        "train_sequences_used": 2,
+        "validation_sequences_used": 1,
+    }
+    assert len(data.train_rows) == 2 and data.validation_rows.tolist() == [0]
+    assert data.train.input_ids.shape == (5, 8) and data.validation.input_ids.shape == (1, 8)
+    # Of the training documents' 25 ordinary tokens 5 are `10`, 4 each of `11` to `15`; of validation's, none counts.
+    assert data.unigram_entropy == pytest.approx(-0.2 * math.log(0.2) - 5 * 0.16 * math.log(0.16), rel=1e-12)
+
+
+def test_the_rows_are_drawn_by_the_runs_seed(cache, tokenizer):
+    def rows(seed: int) -> list[int]:
+        config = Config(data=DataConfig(sequence_length=8, num_train_sequences=10), training=TrainingConfig(seed=seed))
+        return prepare_data(config, texts, tokenizer).train_rows.tolist()
+
+    texts = corpus(["10 11 12 13 14 15"] * 100, ["20"])
+    assert rows(1) == rows(1) != rows(2)
+
+
+@pytest.mark.parametrize(
+    "train, validation, split", [(["film", "[MASK]"], ["20"], "training"), (["20"], ["film"], "validation")]
+)
+def test_text_without_any_ordinary_token_is_refused(cache, tokenizer, train, validation, split):
+    """`film` is unknown to this tokenizer, so nothing could be masked."""
+    with pytest.raises(Refused) as refused:
+        prepare_data(Config(data=DataConfig(sequence_length=8)), corpus(train, validation), tokenizer)
+    assert str(refused.value) == (
+        f"data.dataset: the {split} documents hold no ordinary token, nothing could be masked; "
+        "name data with text in it"
+    )
+
+
+def test_the_facts_are_told_in_lines_with_what_was_dropped_only_where_something_was(cache, tokenizer):
+    config = Config(data=DataConfig(sequence_length=8, num_train_sequences=2))
+    data = prepare_data(config, corpus(["10 11 12 13 14 15"] * 4, ["20", ""]), tokenizer)
+    lines = describe_data(data.facts).splitlines()
+    assert [line.split() for line in lines] == [
+        "training 4 documents 32 tokens in, 32 out 4 sequences, 2 used".split(),
+        "validation 1 documents 3 tokens in, 3 out 1 sequences, 1 used".split(),
+        "dropped 3 validation documents whose text is in the training ones".split(),
+        "dropped 1 documents without text".split(),
+    ]
+    assert len(describe_data(data.facts | {"dropped_overlap": 0, "dropped_empty": 0}).splitlines()) == 2

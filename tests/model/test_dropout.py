@@ -1,0 +1,140 @@
+"""Dropout draws from (seed, step, layer) and from nothing else."""
+
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+
+from tests.model.conftest import build, build_pair, compile_model, gradients_of, make_batch, tiny_config
+from tf_mlm.model.dropout import ForwardPass, StepDropout, use_step_dropout
+
+
+def drop(shape=(64, 1000), rate=0.5, *, seed=1, step=0, layer=0, part=0, dtype=tf.float32, value=1.0) -> np.ndarray:
+    forward_pass = ForwardPass(tf.Variable(step, dtype=tf.int64))
+    forward_pass.begin(part)
+    return StepDropout(seed, layer, forward_pass).dropout(tf.fill(shape, tf.constant(value, dtype)), rate).numpy()
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.1, 0.5, 0.9])
+@pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16, tf.float16])
+def test_the_rate_is_met(rate, dtype):
+    dropped = drop((1000, 1000), rate, dtype=dtype) == 0
+    assert abs(dropped.mean() - rate) < 5 * np.sqrt(rate * (1 - rate) / 1e6) + 2**-17
+    # Evenly: each half of a generator's word, each row and each column has its share.
+    assert abs(dropped.reshape(-1)[::2].mean() - rate) < 5 * np.sqrt(rate * (1 - rate) / 5e5) + 2**-17
+    for axis in (0, 1):
+        assert np.abs(dropped.mean(axis) - rate).max() < 6 * np.sqrt(rate * (1 - rate) / 1e3) + 1e-3
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.25, 1 / 3])
+def test_what_is_kept_is_scaled_so_that_the_expectation_stays(rate):
+    kept_levels = 2**16 - round(rate * 2**16)
+    result = drop((100, 100), rate, value=3.0)
+    assert set(np.unique(result)) == {np.float32(0), np.float32(3) * np.float32(2**16 / kept_levels)}
+    assert result.max() / 3.0 * kept_levels / 2**16 == pytest.approx(1, rel=1e-7)
+
+
+@pytest.mark.parametrize("shape", [(1,), (3,), (3, 5, 7), (2, 2), (1, 1, 1)])
+def test_any_size_will_do_an_odd_one_too(shape):
+    result = drop(shape)
+    assert result.shape == shape
+    assert set(np.unique(result)) <= {0.0, 2.0}
+
+
+def test_a_batch_of_unknown_size_is_dropped_as_one_of_known_size():
+    forward_pass = ForwardPass(tf.Variable(0, dtype=tf.int64))
+    layer = StepDropout(1, 0, forward_pass)
+    unknown = tf.function(lambda x: layer.dropout(x, 0.5), input_signature=[tf.TensorSpec([None, 7])])
+    np.testing.assert_array_equal(unknown(tf.ones([5, 7])), drop((5, 7)))
+
+
+def test_the_same_seed_step_layer_and_part_give_the_same_mask():
+    here = {"seed": 5, "step": 17, "layer": 3, "part": 2}
+    np.testing.assert_array_equal(drop(**here), drop(**here))
+
+
+@pytest.mark.parametrize("other", [{"seed": 6}, {"step": 18}, {"layer": 4}, {"part": 3}, {"step": 17 + 2**32}])
+def test_another_seed_step_layer_or_part_gives_an_independent_mask(other):
+    here = {"seed": 5, "step": 17, "layer": 3, "part": 2}
+    agree = (drop(**here) == drop(**here | other)).mean()
+    assert abs(agree - 0.5) < 5 * 0.5 / np.sqrt(64_000)
+
+
+def test_no_two_draws_of_a_run_share_a_seed():
+    """Layers, parts, calls of one layer (ALBERT) and steps beyond 32 bits."""
+    seeds = set()
+    steps, parts, layers, calls = (0, 1, 2**31, 2**32), (0, 1, 2, 63, 4096), range(0, 60, 7), 3
+    for step, part in itertools.product(steps, parts):
+        forward_pass = ForwardPass(tf.constant(step, tf.int64))
+        forward_pass.begin(part)
+        for layer in layers:
+            key = StepDropout(2**32 - 1, layer, forward_pass)._key
+            seeds |= {tuple(forward_pass.draw_seed(layer, key).numpy()) for _ in range(calls)}
+    assert len(seeds) == len(steps) * len(parts) * len(layers) * calls
+    assert all(word >= 0 for seed in seeds for word in seed)
+
+
+def test_a_layer_called_twice_in_a_pass_draws_twice_and_in_the_next_pass_the_same_again():
+    forward_pass = ForwardPass(tf.Variable(0, dtype=tf.int64))
+    layer = StepDropout(1, 0, forward_pass)
+    passes = []
+    for _ in range(2):
+        forward_pass.begin(0)
+        passes.append([layer.dropout(tf.ones([64, 1000]), 0.5).numpy() for _ in range(2)])
+    assert abs((passes[0][0] == passes[0][1]).mean() - 0.5) < 0.01
+    np.testing.assert_array_equal(passes[0], passes[1])
+
+
+def test_every_dropout_layer_of_a_model_draws_by_its_own_key(model_type):
+    model = build(tiny_config(model_type, dropout=0.1))
+    use_step_dropout(model, 1, tf.Variable(0, dtype=tf.int64))
+    layers = [layer for layer in model.submodules if isinstance(layer, keras.layers.Dropout)]
+    assert len(layers) >= 4
+    assert all(isinstance(layer._random_generator, StepDropout) for layer in layers)
+    assert len({layer._random_generator._key for layer in layers}) == len(layers)
+
+
+def test_inference_drops_nothing(model_type):
+    with_dropout, stock = build_pair(tiny_config(model_type, dropout=0.5))
+    compile_model(with_dropout)
+    features, labels = make_batch()
+    np.testing.assert_array_equal(with_dropout(features).logits, stock(features, training=False).logits)
+    first, second = (with_dropout.masked_lm_outputs(features, labels, training=False)[0] for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("model_type", ["distilbert", "albert"])
+def test_a_training_step_is_a_function_of_seed_and_step(model_type):
+    features, labels = make_batch()
+
+    def gradients(seed, step, parts=1):
+        model = compile_model(build(tiny_config(model_type, dropout=0.5)), seed=seed, accumulate_steps=parts)
+        gradients_of(model, features, labels)  # what was drawn before has no bearing
+        model.optimizer.iterations.assign(step)
+        return np.concatenate([gradient.reshape(-1) for gradient in gradients_of(model, features, labels).values()])
+
+    np.testing.assert_array_equal(gradients(1, 3), gradients(1, 3))
+    np.testing.assert_array_equal(gradients(1, 3, parts=2), gradients(1, 3, parts=2))
+    for other in (gradients(1, 4), gradients(2, 3), gradients(1, 3, parts=2)):
+        assert np.abs(other - gradients(1, 3)).max() > 0.01
+
+
+def test_parts_of_a_batch_are_dropped_differently():
+    """Two parts of equal rows: equal masks would give each the same gradient, so twice the first one's."""
+    features, labels = make_batch((3, 1, 2))
+    twice = {name: tf.concat([value, value], 0) for name, value in features.items()}
+    config = tiny_config("distilbert", dropout=0.5)
+    alone = gradients_of(compile_model(build(config)), features, labels)
+    both = gradients_of(compile_model(build(config), accumulate_steps=2), twice, tf.concat([labels, labels], 0))
+    assert max(np.abs(both[name] - alone[name]).max() for name in alone) > 0.01
+
+
+def test_a_model_can_be_called_in_training_mode_outside_a_step():
+    """Nothing of the loop over the parts is left behind."""
+    model = compile_model(build(tiny_config("distilbert", dropout=0.5)), accumulate_steps=2)
+    features, labels = make_batch()
+    model.fit(tf.data.Dataset.from_tensors((features, labels)), verbose=0)
+    logits = [model(features, training=True).logits.numpy() for _ in range(2)]
+    assert np.abs(logits[0] - logits[1]).max() > 0.1

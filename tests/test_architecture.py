@@ -1,0 +1,85 @@
+"""Imports go one way: each module only from those above it in this list."""
+
+import ast
+
+from tests.conftest import ROOT
+
+ORDER = [
+    "tf_mlm",
+    "tf_mlm.errors",
+    "tf_mlm.config",
+    "tf_mlm.hub",
+    "tf_mlm.runtime",
+    "tf_mlm.data",
+    "tf_mlm.data.files",
+    "tf_mlm.data.sample_corpus",
+    "tf_mlm.data.corpus",
+    "tf_mlm.data.sequences",
+    "tf_mlm.data.masking",
+    "tf_mlm.data.pipeline",
+    "tf_mlm.data.prepared",
+    "tf_mlm.model",
+    "tf_mlm.model.metrics",
+    "tf_mlm.model.dropout",
+    "tf_mlm.model.masked_lm_head",
+    "tf_mlm.model.loading",
+    "tf_mlm.model.optimizer",
+    "tf_mlm.serving",
+    "tf_mlm.serving.fill_mask",
+    "tf_mlm.serving.evaluate",
+    "tf_mlm.serving.saved_model",
+    "tf_mlm.training",
+    "tf_mlm.training.run_directory",
+    "tf_mlm.training.plotting",
+    "tf_mlm.training.model_card",
+    "tf_mlm.training.checkpoint",
+    "tf_mlm.training.tensorboard",
+    "tf_mlm.training.plan",
+    "tf_mlm.training.callbacks",
+    "tf_mlm.training.train",
+    "tf_mlm.cli",
+    "tf_mlm.__main__",
+]
+
+
+def modules() -> dict[str, ast.Module]:
+    files = {path.relative_to(ROOT): path for path in (ROOT / "tf_mlm").rglob("*.py")}
+    names = {".".join(relative.with_suffix("").parts).removesuffix(".__init__"): path for relative, path in files.items()}
+    return {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in names.items()}
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """Modules of the package that `tree` imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in ORDER else node.module for name in inside}
+    return {name for name in found if name.partition(".")[0] == "tf_mlm"}
+
+
+def test_the_list_is_complete() -> None:
+    assert sorted(modules()) == sorted(ORDER)
+
+
+def test_each_module_imports_only_from_those_above_it() -> None:
+    wrong = [
+        f"{name} imports {other}"
+        for name, tree in modules().items()
+        for other in imported(tree)
+        if ORDER.index(other) >= ORDER.index(name)
+    ]
+    assert wrong == []
+
+
+def test_the_walk_sees_imports() -> None:
+    """A walk that found nothing would pass the test above."""
+    assert imported(ast.parse("from tf_mlm import hub\nimport tf_mlm.config\nfrom tf_mlm.data.files import x")) == {
+        "tf_mlm.hub", "tf_mlm.config", "tf_mlm.data.files",
+    }  # fmt: skip
+
+
+def test_the_entry_is_under_30_lines() -> None:
+    assert len((ROOT / "train.py").read_text().splitlines()) < 30

@@ -1,0 +1,416 @@
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.tiny_run import STEPS_PER_EPOCH, inside, read_metrics, timeless, train
+from tf_mlm.cli import main, train_main
+from tf_mlm.config import load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+EPOCH_KEYS = [
+    "event", "epoch", "step", "loss", "val_loss", "val_perplexity", "val_masked_accuracy",
+    "val_masked_accuracy_top_5", "learning_rate", "tokens_per_second", "seconds",
+]  # fmt: skip
+
+
+def send_signal(monkeypatch: pytest.MonkeyPatch, method: str, at_step: int, number: int = signal.SIGTERM) -> None:
+    """Let the process receive a signal as `Checkpoints.method` is called, `at_step` updates having been made."""
+    from tf_mlm.training.callbacks import Checkpoints
+
+    original = getattr(Checkpoints, method)
+
+    def signalled(self: Any, *arguments: Any) -> None:
+        if self._log.step == at_step:
+            os.kill(os.getpid(), number)
+        original(self, *arguments)
+
+    monkeypatch.setattr(Checkpoints, method, signalled)
+
+
+def weights(run: Path) -> bytes:
+    return (run / "model" / "model.safetensors").read_bytes()
+
+
+def read_history(run: Path) -> list[dict[str, str]]:
+    with open(run / "history.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_same_run(run: Path, other: Path) -> None:
+    """Equal to the last digit, times apart."""
+    assert timeless(read_metrics(run)) == timeless(read_metrics(other))
+    assert weights(run) == weights(other)
+    for left, right in zip(read_history(run), read_history(other), strict=True):
+        for name in left.keys() - {"tokens_per_second", "seconds"}:
+            assert left[name] == right[name]
+
+
+# What a finished run leaves behind
+
+
+def test_a_finished_run_holds_the_files_of_the_contract_and_no_checkpoints(finished_run: Path) -> None:
+    visible = sorted(path.name for path in finished_run.iterdir() if not path.name.startswith("."))
+    assert visible == [
+        "README.md", "config.toml", "environment.json", "history.csv", "loss.png", "loss.svg", "metrics.jsonl",
+        "model", "saved_model", "tensorboard",
+    ]  # fmt: skip
+    # Nothing written aside is left, in the run or beside it.
+    assert [path.name for path in finished_run.rglob(".*")] in ([], [".lock"])
+    assert (finished_run / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (finished_run / "loss.svg").read_text()
+    assert (finished_run.parent / "plots" / "RUN.png").read_bytes() == (finished_run / "loss.png").read_bytes()
+
+
+def test_the_kept_config_loads_back_to_the_settings_of_the_run(finished_run: Path) -> None:
+    assert load_config(finished_run / "config.toml") == load_config(finished_run.parent / "tiny.toml")
+
+
+def test_metrics_hold_the_start_the_logged_steps_and_the_epochs_in_order(finished_run: Path) -> None:
+    events = read_metrics(finished_run)
+    assert [(event["event"], event["epoch"], event["step"]) for event in events] == [
+        ("start", 0, 0),
+        ("step", 1, 4), ("step", 1, 8), ("epoch", 1, 10),
+        ("step", 2, 12), ("step", 2, 16), ("step", 2, 20), ("epoch", 2, 20),
+        ("step", 3, 24), ("step", 3, 28), ("epoch", 3, 30),
+        ("end", 3, 30),
+    ]  # fmt: skip
+    for event in events:
+        if event["event"] == "step":
+            assert list(event) == ["event", "step", "epoch", "loss", "learning_rate", "tokens_per_second"]
+        if event["event"] == "epoch":
+            assert list(event) == EPOCH_KEYS
+            assert event["val_perplexity"] == pytest.approx(np.exp(event["val_loss"]), rel=1e-12)
+            assert 0 <= event["val_masked_accuracy"] <= event["val_masked_accuracy_top_5"] <= 1
+
+
+def test_an_epochs_loss_is_the_token_weighted_mean_of_its_steps(finished_run: Path) -> None:
+    # The second epoch's three step events cover steps 11 and 12, 13 to 16, 17 to 20: all of it. Each row of 30 ordinary
+    # tokens or so carries about 5 labels, so the mean lies between the smallest and the largest.
+    events = [event for event in read_metrics(finished_run) if event["epoch"] == 2]
+    losses, epoch = [event["loss"] for event in events[:-1]], events[-1]
+    assert min(losses) < epoch["loss"] < max(losses)
+    assert epoch["loss"] == pytest.approx(np.average(losses, weights=[2, 4, 3.7]), abs=0.02)
+
+
+def test_the_loss_falls_from_that_of_the_model_before_training(finished_run: Path) -> None:
+    start, *_, last, end = read_metrics(finished_run)
+    assert start["val_loss"] == pytest.approx(np.log(300), abs=0.3)  # random weights know nothing of 300 words
+    assert last["val_loss"] < start["val_loss"] - 0.4
+    assert last["loss"] < start["val_loss"] - 0.4
+    assert end["best_val_loss"] == min(e["val_loss"] for e in read_metrics(finished_run) if e["event"] == "epoch")
+
+
+def test_the_learning_rate_of_each_event_is_that_of_its_update(finished_run: Path) -> None:
+    # Warmup is 6 % of 30 steps, 1 step; update n, counted from 1, has the rate 5e-3 * (30 - n) / 29 + what the first
+    # warmup step shifts.
+    for event in read_metrics(finished_run)[1:-1]:
+        assert event["learning_rate"] == pytest.approx(5e-3 * (1 - (event["step"] - 2) / 29), rel=1e-5)
+
+
+def test_history_has_one_row_an_epoch_with_the_numbers_of_the_metrics(finished_run: Path) -> None:
+    rows = read_history(finished_run)
+    epochs = [event for event in read_metrics(finished_run) if event["event"] == "epoch"]
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    for row, event in zip(rows, epochs, strict=True):
+        assert {name: float(text) for name, text in row.items()} == {name: event[name] for name in row}
+
+
+def test_tensorboard_shows_the_validation_loss_of_every_epoch(finished_run: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorflow import make_ndarray
+
+    curves = EventAccumulator(str(finished_run / "tensorboard" / "validation"))
+    curves.Reload()
+    shown = [(event.step, float(make_ndarray(event.tensor_proto))) for event in curves.Tensors("loss")]
+    expected = [(e["step"], e["val_loss"]) for e in read_metrics(finished_run) if e["event"] in ("start", "epoch")]
+    assert [step for step, _ in shown] == [0, 10, 20, 30]
+    np.testing.assert_allclose([loss for _, loss in shown], [loss for _, loss in expected], rtol=1e-6)
+
+
+def test_the_model_card_has_a_row_for_each_epoch(finished_run: Path) -> None:
+    card = (finished_run / "README.md").read_text()
+    for event in read_metrics(finished_run):
+        if event["event"] == "epoch":
+            assert f"{event['val_loss']:.4f}" in card
+
+
+def test_the_model_loads_stock_and_its_full_logits_give_the_validation_loss(finished_run: Path) -> None:
+    """The loss over the head's slots equals cross-entropy over all logits, in numpy, on the validation masks."""
+    import transformers
+
+    from tf_mlm.data.corpus import load_corpus
+    from tf_mlm.data.pipeline import build_collator
+    from tf_mlm.data.sequences import load_sequences
+
+    config = load_config(finished_run / "config.toml")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(finished_run / "model")
+    model = transformers.TFDistilBertForMaskedLM.from_pretrained(finished_run / "model")
+    corpus = load_corpus(config.data, config.training.seed)
+    sequences = load_sequences(
+        corpus.validation, corpus.validation_fingerprint, tokenizer, config.data, "validation"
+    )
+    collator = build_collator(sequences, tokenizer, config.masking, config.training.seed, validation=True)
+    batch = collator([{"epoch": 0, "index": int(i)} for i in sequences.draw_rows(60, config.training.seed)])
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.numpy()
+    labels = batch["labels"]
+    rows = logits[labels != -100].astype(np.float64)
+    targets = labels[labels != -100]
+    losses = np.log(np.exp(rows).sum(-1)) - rows[np.arange(len(rows)), targets]
+    best = min((e for e in read_metrics(finished_run) if e["event"] == "epoch"), key=lambda e: e["val_loss"])
+    assert best["val_loss"] == pytest.approx(losses.mean(), rel=1e-6)
+    assert best["val_masked_accuracy"] == pytest.approx((rows.argmax(-1) == targets).mean(), rel=1e-12)
+
+
+def test_evaluate_gives_the_best_epochs_validation_to_the_last_digit(
+    finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with inside(finished_run.parent):
+        assert main(["evaluate", "RUN", "--json"]) == 0
+    metrics = json.loads(capsys.readouterr().out)
+    best = min((e for e in read_metrics(finished_run) if e["event"] == "epoch"), key=lambda e: e["val_loss"])
+    assert metrics["loss"] == best["val_loss"]
+    assert metrics["perplexity"] == best["val_perplexity"]
+    assert metrics["masked_accuracy"] == best["val_masked_accuracy"]
+    assert metrics["masked_accuracy_top_5"] == best["val_masked_accuracy_top_5"]
+    assert metrics["sequences"] == 60
+
+
+# Interrupted and resumed
+
+
+def test_a_run_stopped_at_any_place_and_resumed_equals_one_never_stopped(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("--output-dir", "RUN", "--resume")
+    run = tmp_path / "RUN"
+
+    with pytest.MonkeyPatch.context() as patch:  # between two logged steps
+        send_signal(patch, "on_train_batch_end", at_step=7)
+        assert train(tmp_path, *command) == 143
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "SIGTERM at step 7: stopped after a checkpoint; continue with --resume RUN"
+    )
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-0000000007"]
+    assert [event["event"] for event in read_metrics(run)] == ["start", "step"]
+    assert not (run / "model").exists()
+
+    with pytest.MonkeyPatch.context() as patch:  # while the first epoch is validated, by Ctrl-C
+        send_signal(patch, "on_test_batch_end", at_step=10, number=signal.SIGINT)
+        assert train(tmp_path, *command) == 130
+    assert read_metrics(run)[-1]["event"] == "step"  # the epoch is not closed
+
+    with pytest.MonkeyPatch.context() as patch:  # at an epoch's last update
+        send_signal(patch, "on_train_batch_end", at_step=20)
+        assert train(tmp_path, *command) == 143
+
+    with pytest.MonkeyPatch.context() as patch:  # after the last epoch, before the export
+        send_signal(patch, "on_train_end", at_step=30)
+        assert train(tmp_path, *command) == 143
+    assert not (run / "saved_model").exists()
+
+    assert train(tmp_path, *command) == 0
+    assert_same_run(run, finished_run)
+    assert not (run / "checkpoints").exists()
+
+    before = weights(run), (run / "metrics.jsonl").read_bytes()
+    capsys.readouterr()
+    assert train(tmp_path, *command) == 0
+    assert "finished run" in capsys.readouterr().out
+    assert (weights(run), (run / "metrics.jsonl").read_bytes()) == before
+
+
+def test_an_interrupted_run_shows_its_curve_so_far(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        send_signal(patch, "on_train_batch_end", at_step=9)
+        assert train(tmp_path, "--output-dir", "RUN") == 143
+    assert (tmp_path / "RUN" / "loss.png").exists()
+    assert (tmp_path / "plots" / "RUN.png").exists()
+
+    # What may not change, may not; what may, may. The curve lost meanwhile is drawn again.
+    run = tmp_path / "RUN"
+    (run / "loss.png").unlink()
+    with inside(tmp_path):
+        assert train_main(["--resume", "RUN", "--learning-rate", "0.001"]) == 2
+        assert train_main(["--resume", "RUN", "--output-dir", "ELSEWHERE"]) == 2
+        assert train_main(["--resume", "RUN", "--plan"]) == 0
+        assert len(read_metrics(run)) == 3 and not (tmp_path / "ELSEWHERE").exists()
+    with pytest.MonkeyPatch.context() as patch, inside(tmp_path):
+        send_signal(patch, "on_train_batch_end", at_step=11)
+        assert train_main(["--resume", "RUN", "--epochs", "3", "--training.log_every", "11"]) == 143
+    assert (run / "loss.png").exists()
+    assert [event["step"] for event in read_metrics(run)] == [0, 4, 8, 10, 11]
+
+
+@pytest.mark.slow
+def test_resuming_is_exact_with_parts_of_a_batch_and_bfloat16(tmp_path: Path) -> None:
+    flags = ("--training.accumulate_steps", "2", "--training.precision", "bfloat16", "--output-dir", "RUN")
+    assert train(tmp_path / "whole", *flags) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        send_signal(patch, "on_train_batch_end", at_step=13)
+        assert train(tmp_path / "halved", *flags) == 143
+    assert train(tmp_path / "halved", *flags, "--resume") == 0
+    assert_same_run(tmp_path / "halved" / "RUN", tmp_path / "whole" / "RUN")
+
+
+KILLED_AT_STEP_17 = """
+import os, signal, sys
+from tf_mlm import runtime
+from tf_mlm.config import TrainingConfig
+runtime.prepare(TrainingConfig())
+from tf_mlm.training.callbacks import Checkpoints
+original = Checkpoints.on_train_batch_end
+def killed(self, *arguments):
+    original(self, *arguments)
+    if self._log.step == 17:
+        os.kill(os.getpid(), signal.SIGKILL)
+Checkpoints.on_train_batch_end = killed
+from tf_mlm.cli import train_main
+sys.exit(train_main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_from_its_last_checkpoint_to_the_same_end(finished_run: Path, tmp_path: Path) -> None:
+    """Also: the same command in two processes gives the same numbers."""
+    shutil.copy(finished_run.parent / "tiny.toml", tmp_path)
+    flags = ["--config", "tiny.toml", "--output-dir", "RUN", "--resume", "--checkpoint.every_steps", "3"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    killed = subprocess.run([sys.executable, "-c", KILLED_AT_STEP_17, *flags], cwd=tmp_path, env=environment)
+    assert killed.returncode == -signal.SIGKILL
+    run = tmp_path / "RUN"
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-0000000012", "step-0000000015"]
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"event": "step", "st')  # what a kill in the middle of a write leaves
+    resumed = subprocess.run([sys.executable, ROOT / "train.py", *flags], cwd=tmp_path, env=environment)
+    assert resumed.returncode == 0
+    assert_same_run(run, finished_run)
+
+
+# Durations
+
+
+def test_num_train_steps_ends_training_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
+    flags = ("--training.num_train_steps", "14", "--output-dir", "RUN")
+    with pytest.MonkeyPatch.context() as patch:  # the cut epoch's end is an epoch's end to a signal too
+        send_signal(patch, "on_train_batch_end", at_step=14)
+        assert train(tmp_path, *flags) == 143
+    assert train(tmp_path, *flags, "--resume") == 0
+    events = read_metrics(tmp_path / "RUN")
+    assert [(e["epoch"], e["step"]) for e in events if e["event"] == "epoch"] == [(1, STEPS_PER_EPOCH), (2, 14)]
+    assert events[-1]["event"] == "end" and events[-1]["step"] == 14
+    assert events[-2]["loss"] < events[0]["val_loss"]  # of the epoch's four steps, not of what validation added up
+    assert events[-2]["learning_rate"] == pytest.approx(5e-3 * 1 / 14, rel=1e-4)  # decayed over 14 steps
+
+
+def test_early_stopping_ends_the_run_after_so_many_epochs_without_gain_and_keeps_the_best(tmp_path: Path) -> None:
+    # So small a rate that float32 weights barely move: sooner or later an epoch is no better. With a rate that is
+    # exactly 0 from the second epoch on, the second and third are equal to the first, and equal is no gain.
+    flags = ("--training.early_stopping_patience", "2", "--epochs", "9", "--optimizer.weight_decay_rate", "0")
+    with pytest.MonkeyPatch.context() as patch:
+        import tensorflow as tf
+
+        from tf_mlm.model.optimizer import WarmUp
+
+        rate = WarmUp.__call__
+        patch.setattr(WarmUp, "__call__", lambda self, step: rate(self, step) * tf.cast(step < 10, tf.float32))
+        assert train(tmp_path, *flags, "--output-dir", "RUN") == 0
+    events = read_metrics(tmp_path / "RUN")
+    losses = [event["val_loss"] for event in events if event["event"] == "epoch"]
+    assert len(losses) == 3 and losses[0] == losses[1] == losses[2]
+    assert events[-1] == events[-1] | {"event": "end", "epoch": 3, "best_epoch": 1}
+
+
+# Runs that end early
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_3_and_nothing_exported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Rate 0.9 on a model that has been scaled up: the loss overflows within a few steps.
+    from tf_mlm.training import train as recipe
+
+    prepare = recipe.prepare
+
+    def prepare_scaled(config: Any) -> Any:
+        prepared = prepare(config)
+        for weight in prepared[0].weights:
+            weight.assign(weight * 1e20)
+        return prepared
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe, "prepare", prepare_scaled)
+        assert train(tmp_path, "--optimizer.clip_norm", "0", "--output-dir", "RUN") == 3
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: the loss at step ") and "not a finite number" in last
+    assert not (tmp_path / "RUN" / "model").exists()
+    assert not (tmp_path / "RUN" / "saved_model").exists()
+
+
+def test_weights_spoilt_by_the_very_last_update_are_found_out_by_validation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tf_mlm.training.callbacks import MetricsLog
+
+    batch_end = MetricsLog.on_train_batch_end
+
+    def spoil(self: Any, batch: int, logs: Any) -> None:
+        batch_end(self, batch, logs)
+        if self.step == 3:
+            self.model.weights[0].assign(self.model.weights[0] * np.nan)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MetricsLog, "on_train_batch_end", spoil)
+        assert train(tmp_path, "--training.num_train_steps", "3", "--output-dir", "RUN") == 3
+    assert "validation" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "RUN" / "model").exists()
+
+
+def test_a_run_directory_gone_in_the_middle_ends_the_run_with_4(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tf_mlm.training.callbacks import MetricsLog
+
+    batch_end = MetricsLog.on_train_batch_end
+
+    def remove(self: Any, batch: int, logs: Any) -> None:
+        if self.step == 2:
+            shutil.rmtree(tmp_path / "RUN")
+        batch_end(self, batch, logs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MetricsLog, "on_train_batch_end", remove)
+        assert train(tmp_path, "--output-dir", "RUN") == 4
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: input/output failed: ") and "metrics.jsonl" in last
+
+
+def test_a_full_disk_while_a_checkpoint_is_written_ends_the_run_with_4(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resource = pytest.importorskip("resource", reason="limits on the size of files are a matter of Unix")
+    from tf_mlm.training.callbacks import Checkpoints
+
+    save = Checkpoints.save
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def save_on_full_disk(self: Any) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))  # weights and moments are 400,000 bytes
+        try:
+            save(self)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_on_full_disk)
+        assert train(tmp_path, "--checkpoint.every_steps", "2", "--output-dir", "RUN") == 4
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: input/output failed: ")
+    assert not list((tmp_path / "RUN" / "checkpoints").iterdir())  # no half a checkpoint
