@@ -26,6 +26,7 @@ ORDER = [
     "tf_mlm.model.optimizer",
     "tf_mlm.serving",
     "tf_mlm.serving.fill_mask",
+    "tf_mlm.serving.explain",
     "tf_mlm.serving.evaluate",
     "tf_mlm.serving.saved_model",
     "tf_mlm.training",

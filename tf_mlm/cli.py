@@ -230,6 +230,10 @@ def _use(argv: list[str]) -> None:
     command.add_argument("--dataset", metavar="NAME_OR_PATH", help="other data than the run's own validation data")
     command.add_argument("--json", action="store_true", help="as one JSON object")
 
+    command = add_command("explain", _explain, "What training computes, on one sentence: tokenise, mask, predict, loss.")
+    command.add_argument("sentence", metavar="SENTENCE")
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="decides what is masked [0]")
+
     command = add_command("export", _export, "Write a SavedModel.")
     command.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder")
 
@@ -252,18 +256,30 @@ def _find_model(name: str) -> tuple[str, Config | None]:
 def _fill_mask(arguments: argparse.Namespace) -> None:
     if arguments.top_k < 1:
         raise Refused(f"--top-k {arguments.top_k}: must be at least 1")
-    name, _ = _find_model(arguments.model)
-    _start_libraries(replace(Config(), model=ModelConfig(name=name), data=DataConfig(dataset="sample")), verbose=False)
-    from tf_mlm.model.loading import load_trained
+    model, tokenizer = _load_trained(arguments.model)
     from tf_mlm.serving.fill_mask import describe_fills, fill_masks
 
-    model, tokenizer = load_trained(name)
     for sentence in arguments.sentences:
         gaps = fill_masks(model, tokenizer, sentence, arguments.top_k)
         if arguments.json:
             print(json.dumps({"sentence": sentence, "fills": [[fill._asdict() for fill in gap] for gap in gaps]}))
         else:
             print(describe_fills(sentence, gaps))
+
+
+def _explain(arguments: argparse.Namespace) -> None:
+    model, tokenizer = _load_trained(arguments.model)
+    from tf_mlm.serving.explain import explain_sentence
+
+    print(explain_sentence(model, tokenizer, arguments.sentence, arguments.seed))
+
+
+def _load_trained(name: str) -> tuple[Any, Any]:
+    name, _ = _find_model(name)
+    _start_libraries(replace(Config(), model=ModelConfig(name=name), data=DataConfig(dataset="sample")), verbose=False)
+    from tf_mlm.model.loading import load_trained
+
+    return load_trained(name)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

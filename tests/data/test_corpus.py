@@ -454,6 +454,16 @@ def test_the_column_of_a_stream_may_be_missing_or_not_text(tmp_path, from_hub, k
     )
 
 
+@pytest.mark.filterwarnings("ignore:Exception ignored:pytest.PytestUnraisableExceptionWarning")
+def test_a_stream_whose_texts_look_like_numbers_further_on_stays_text(tmp_path, from_hub):
+    """The library's csv reader settles types anew every 10,000 rows."""
+    from_hub(
+        train=put(tmp_path / "train.csv", *numbered(0, 10_000), "7", column="review"),
+        test=put(tmp_path / "test.csv", "a", column="review"),
+    )
+    assert texts(load("o/n", streaming=True).train)[9_999:] == ["document 9999", "7"]
+
+
 def test_a_stream_is_read_no_further_than_twice_the_caps_need(tmp_path, from_hub):
     """10 and 3 sequences of 8 tokens, at 4 characters a token: 640 and 192 characters, in documents of 100."""
     file = put(tmp_path / "train.parquet", *(f"{number:<100}" for number in range(50)))

@@ -255,6 +255,7 @@ def test_fit_from_a_step_runs_what_is_left_and_leaves_fit_as_it_was():
 @pytest.mark.parametrize("model_type", ["distilbert", pytest.param("albert", marks=pytest.mark.slow)])
 def test_the_step_compiled_by_xla_is_the_same_step(model_type):
     config = tiny_config(model_type, dropout=0.2)
+    config.n_layers = 1  # compiling is what takes long
     models = [
         compile_model(build(config), jit_compile=jit, accumulate_steps=2, clip_norm=0.5, seed=11) for jit in (False, True)
     ]

@@ -35,13 +35,14 @@ def write(tensorflow, tmp_path):
 def scalars(folder) -> dict[str, dict[str, list[tuple[int, float]]]]:
     """{writer: {tag: [(step, value)]}}"""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
 
     found = {}
     for name in os.listdir(folder):
         events = EventAccumulator(str(folder / name), size_guidance={"tensors": 0})
         events.Reload()
         found[name] = {
-            tag: [(event.step, round(float(event.tensor_proto.float_val[0]), 6)) for event in events.Tensors(tag)]
+            tag: [(event.step, round(float(make_ndarray(event.tensor_proto)), 6)) for event in events.Tensors(tag)]
             for tag in events.Tags()["tensors"]
         }
     return found
