@@ -94,7 +94,8 @@ class _Handler(BaseHTTPRequestHandler):
         if is_api and re.fullmatch(r"(revision/[^/]+)?", rest):
             return self._send_json(self._describe(name, files))
         if is_api and (match := re.fullmatch(r"tree/[^/]+(?:/(.+))?", rest)):
-            entries = [entry for entry in _entries(files) if entry["path"].startswith(f"{match[1]}/" if match[1] else "")]
+            folder = f"{match[1]}/" if match[1] else ""
+            entries = [entry for entry in _entries(files) if entry["path"].startswith(folder)]
             if entries:
                 return self._send_json(entries)
             return self._send(404, b"Entry not found", {"X-Error-Code": "EntryNotFound"})
@@ -134,7 +135,9 @@ class _Handler(BaseHTTPRequestHandler):
 def _entries(files: dict[str, Path]) -> list[dict[str, Any]]:
     """The files, and the folders that they are in, as the tree and paths-info endpoints list them."""
     folders = sorted({str(parent) for path in files for parent in Path(path).parents} - {"."})
-    entries: list[dict[str, Any]] = [{"type": "directory", "oid": "0" * 40, "size": 0, "path": path} for path in folders]
+    entries: list[dict[str, Any]] = []
+    for path in folders:
+        entries.append({"type": "directory", "oid": "0" * 40, "size": 0, "path": path})
     for path, file in files.items():
         oid = hashlib.sha1(file.read_bytes()).hexdigest()
         entries.append({"type": "file", "oid": oid, "size": file.stat().st_size, "path": path})

@@ -56,14 +56,15 @@ def copied_model(model: Path) -> Path:
 def reviews() -> Path:
     """A file of 40 documents."""
     path = Path("reviews.txt")
-    path.write_text("".join(f"The film of {number} scenes was a delight, and so was the music.\n" for number in range(40)))
+    texts = [f"The film of {number} scenes was a delight, and so was the music.\n" for number in range(40)]
+    path.write_text("".join(texts))
     return path
 
 
 # What answers without TensorFlow
 
 
-def test_help_print_config_plan_of_errors_and_refused_settings_do_not_import_tensorflow() -> None:
+def test_help_print_config_and_refused_settings_do_not_import_tensorflow() -> None:
     script = """
 import sys
 from tf_mlm.cli import main, train_main
@@ -284,7 +285,7 @@ def test_the_bare_default_off_line_is_the_sample_with_a_banner_before_and_after(
 
 
 def test_a_refusal_after_tensorflow_was_imported_leaves_one_line_on_stderr() -> None:
-    """Of the process, not of Python alone; with any other setting than the bare ones it is no request for the sample."""
+    """Of the process, not of Python alone; and any setting beyond the bare ones is no request for the sample."""
     command = [sys.executable, ROOT / "train.py", "--batch-size", "16"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2

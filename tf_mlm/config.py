@@ -90,7 +90,7 @@ class MaskingConfig:
 @dataclass(frozen=True, config=_FORBID)
 class OptimizerConfig:
     learning_rate: float = _setting(2e-5, "peak rate, reached at the end of the warmup", gt=0, lt=1)
-    end_learning_rate: float = _setting(0.0, "rate at the last step", ge=0)
+    end_learning_rate: float = _setting(0.0, "rate towards which it decays", ge=0)
     power: float = _setting(1.0, "exponent of the polynomial decay; 1 is linear", gt=0)
     warmup_ratio: float = _setting(0.06, "share of the steps over which the rate climbs", ge=0, lt=1)
     num_warmup_steps: int = _setting(-1, "steps over which the rate climbs; -1 takes warmup_ratio", ge=-1)

@@ -86,8 +86,9 @@ def test_tokens_in_are_tokens_out(tokenizer, numbers, length, line_by_line):
 
 def test_the_callers_padding_and_truncation_do_not_reach_the_sequences(cache, tokenizer):
     tokenizer.backend_tokenizer.enable_truncation(4)
-    tokenizer.backend_tokenizer.enable_padding(length=6, pad_id=PAD, pad_token="[PAD]")
-    assert load(tokenizer, words(10, 11, 12, 13)).input_ids.tolist() == [[CLS, 10, 11, 12, 13, SEP, PAD, PAD]]
+    tokenizer.backend_tokenizer.enable_padding(length=7, pad_id=PAD, pad_token="[PAD]")
+    found = load(tokenizer, words(10, 11, 12, 13))
+    assert found.input_ids.tolist() == [[CLS, 10, 11, 12, 13, SEP, PAD, PAD]] and found.lengths.tolist() == [6]
 
 
 # --- line by line

@@ -28,7 +28,7 @@ def tiny_config(model_type: str, dropout: float = 0.0) -> transformers.Pretraine
         )  # fmt: skip
     options = {"type_vocab_size": 1} if model_type == "roberta" else {}
     options |= {"embedding_size": 10} if model_type == "albert" else {}
-    config_class = getattr(transformers, {"bert": "Bert", "roberta": "Roberta", "albert": "Albert"}[model_type] + "Config")
+    config_class = getattr(transformers, f"{model_type.capitalize()}Config")
     return config_class(
         vocab_size=VOCAB_SIZE, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
         max_position_embeddings=20, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,

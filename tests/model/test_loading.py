@@ -364,7 +364,9 @@ def test_a_tokenizer_larger_than_the_models_vocabulary_is_refused_with_both_numb
     assert f"the tokenizer has {len(larger)} tokens, the model 50" in message
 
 
-@pytest.mark.parametrize(("model_type", "positions"), [("distilbert", 20), ("bert", 20), ("roberta", 18), ("albert", 20)])
+@pytest.mark.parametrize(
+    ("model_type", "positions"), [("distilbert", 20), ("bert", 20), ("roberta", 18), ("albert", 20)]
+)
 def test_sequences_longer_than_the_positions_are_refused(tmp_path, tokenizer, model_type, positions):
     """RoBERTa counts its positions from the id of the padding token + 1."""
     config = tiny_config(model_type)
@@ -383,7 +385,9 @@ def test_sequences_longer_than_the_positions_are_refused(tmp_path, tokenizer, mo
 @pytest.mark.parametrize("kind", ["mask", "pad"])
 def test_a_tokenizer_without_mask_or_padding_token_is_refused(tmp_path, tokenizer, kind):
     tokens = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "mask", "pad") if name != kind}
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, **tokens).save_pretrained(tmp_path)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, **tokens).save_pretrained(
+        tmp_path
+    )
     message = refusal(load_tokenizer, ModelConfig(name=str(tmp_path)), ())
     assert f"its tokenizer has no {kind} token, which masking needs" in message
 

@@ -129,7 +129,10 @@ def test_rows_that_fill_a_batch_up_change_nothing():
     features, labels = make_batch((3, 1, 5))
     expected = gradients_of(model, features, labels)
     loss = scalar_results(model)
-    filler = {"input_ids": tf.zeros([4, LENGTH], tf.int32), "attention_mask": tf.one_hot([0] * 4, LENGTH, dtype=tf.int32)}
+    filler = {
+        "input_ids": tf.zeros([4, LENGTH], tf.int32),
+        "attention_mask": tf.one_hot([0] * 4, LENGTH, dtype=tf.int32),
+    }
     filled = {name: tf.concat([features[name], filler[name]], 0) for name in features}
     gradients = gradients_of(model, filled, tf.concat([labels, tf.fill([4, LENGTH], -100)], 0))
     assert_same_gradients(gradients, expected)
@@ -257,7 +260,8 @@ def test_the_step_compiled_by_xla_is_the_same_step(model_type):
     config = tiny_config(model_type, dropout=0.2)
     config.n_layers = 1  # compiling is what takes long
     models = [
-        compile_model(build(config), jit_compile=jit, accumulate_steps=2, clip_norm=0.5, seed=11) for jit in (False, True)
+        compile_model(build(config), jit_compile=jit, accumulate_steps=2, clip_norm=0.5, seed=11)
+        for jit in (False, True)
     ]
     for model in models:
         model.fit(fit_data(2), verbose=0)

@@ -57,7 +57,9 @@ def test_the_default_run_never_has_rate_0():
 
 @pytest.mark.parametrize("warmup", [940, 1000])
 def test_a_warmup_as_long_as_the_training_is_refused_with_both_numbers_and_the_fix(warmup):
-    with pytest.raises(Refused, match=rf"optimizer.num_warmup_steps = {warmup}: .* 940 steps .*warmup_ratio") as refusal:
+    with pytest.raises(
+        Refused, match=rf"optimizer.num_warmup_steps = {warmup}: .* 940 steps .*warmup_ratio"
+    ) as refusal:
         build_schedule(OptimizerConfig(num_warmup_steps=warmup), 940)
     assert "\n" not in str(refusal.value)
 
@@ -75,7 +77,9 @@ def test_a_ratio_follows_the_length_of_the_training(steps, warmup):
 
 def test_no_ratio_takes_the_whole_training():
     assert num_warmup_steps(OptimizerConfig(warmup_ratio=0.999999), 5) == 4
-    assert rates(build_schedule(OptimizerConfig(learning_rate=1e-3, warmup_ratio=0.999999), 5), 4) == pytest.approx([1e-3])
+    assert rates(build_schedule(OptimizerConfig(learning_rate=1e-3, warmup_ratio=0.999999), 5), 4) == pytest.approx(
+        [1e-3]
+    )
 
 
 def test_a_restored_optimizer_has_the_same_schedule_and_exclusions():
@@ -144,7 +148,9 @@ def test_three_updates_are_those_of_adamw_by_hand():
     kernel, bias = (tf.Variable([1.0, -2.0, 0.5], name=name) for name in ("dense/kernel", "dense/bias"))
     w = np.array([[1.0, -2.0, 0.5]] * 2)
     m, v, decay = np.zeros(3), np.zeros(3), np.array([[0.3], [0.0]])
-    for t, (rate, gradient) in enumerate([(0.05, [1.0, -0.2, 0.0]), (0.1, [0.5, 3.0, 0.0]), (0.1, [-2.0, 0.1, 4.0])], 1):
+    for t, (rate, gradient) in enumerate(
+        [(0.05, [1.0, -0.2, 0.0]), (0.1, [0.5, 3.0, 0.0]), (0.1, [-2.0, 0.1, 4.0])], 1
+    ):
         optimizer.apply_gradients([(tf.constant(gradient), kernel), (tf.constant(gradient), bias)])
         g = np.array(gradient)
         m, v = 0.8 * m + 0.2 * g, 0.95 * v + 0.05 * g * g

@@ -49,7 +49,8 @@ def test_the_likeliest_words_are_those_of_the_stock_pipeline(trained: tuple[Any,
     (fills,) = fill_masks(*trained, "This is a [MASK] film.", top_k=4)
     expected = pipeline("This is a [MASK] film.")
     assert [fill.token for fill in fills] == [answer["token_str"].replace(" ", "") for answer in expected]
-    np.testing.assert_allclose([fill.probability for fill in fills], [answer["score"] for answer in expected], rtol=1e-4)
+    scores = [answer["score"] for answer in expected]
+    np.testing.assert_allclose([fill.probability for fill in fills], scores, rtol=1e-4)
 
 
 def test_a_filled_sentence_keeps_its_other_gaps_and_drops_the_tokens_around_it(trained: tuple[Any, Any]) -> None:

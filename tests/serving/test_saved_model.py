@@ -89,12 +89,13 @@ def test_a_full_disk_ends_the_export_with_4_and_leaves_nothing(
 
 @pytest.mark.slow
 def test_saved_model_cli_runs_the_signature(finished_run: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "inputs.npz", ids=INPUT_IDS, mask=ATTENTION_MASK)
+    inputs = f"input_ids={tmp_path}/inputs.npz[ids];attention_mask={tmp_path}/inputs.npz[mask]"
     command = [
         str(Path(sys.executable).parent / "saved_model_cli"), "run", "--dir", str(finished_run / "saved_model"),
         "--tag_set", "serve", "--signature_def", "serving_default",
-        "--input_exprs", "input_ids=np.array([[2,40,4,3]],np.int32);attention_mask=np.ones([1,4],np.int32)",
-        "--outdir", str(tmp_path),
+        "--inputs", inputs, "--outdir", str(tmp_path),
     ]  # fmt: skip
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert np.load(tmp_path / "logits.npy").shape == (1, 4, 300)
+    assert np.load(tmp_path / "logits.npy").shape == (2, 6, 300)

@@ -49,7 +49,7 @@ def test_a_number_of_warmup_steps_is_taken_as_it_is_or_refused(plan):
 
 
 class Sizes:
-    hidden_size, num_hidden_layers, vocab_size = 768, 6, 30522
+    hidden_size, num_hidden_layers, num_attention_heads, vocab_size = 768, 6, 12, 30522
 
 
 class DistilBertBase:

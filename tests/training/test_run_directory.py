@@ -95,7 +95,9 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path, is_there):
     with pytest.raises(KeyboardInterrupt), written_aside(folder) as aside:
         (aside / "half").write_text("half")
         raise KeyboardInterrupt
-    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == (["model", "model/old"] if is_there else [])
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == (
+        ["model", "model/old"] if is_there else []
+    )
     with written_aside(folder) as aside:
         (aside / "new").write_text("new")
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["model", "model/new"]
@@ -248,7 +250,9 @@ def test_history_has_one_row_an_epoch_and_these_columns(tmp_path):
         "val_masked_accuracy": 0.3, "val_masked_accuracy_top_5": 0.5, "learning_rate": 2e-05,
         "tokens_per_second": 1500.5, "seconds": 80.123,
     }  # fmt: skip
-    run = begin(tmp_path / "run", {"event": "start"}, {"event": "step", "step": 10}, epoch, epoch | {"epoch": 2, "step": 188})
+    run = begin(
+        tmp_path / "run", {"event": "start"}, {"event": "step", "step": 10}, epoch, epoch | {"epoch": 2, "step": 188}
+    )
     run.write_history()
     assert (tmp_path / "run" / "history.csv").read_bytes().decode() == (
         "epoch,step,loss,val_loss,val_perplexity,val_masked_accuracy,learning_rate,tokens_per_second,seconds\n"

@@ -198,7 +198,7 @@ COMPLICATIONS = (
 PERFORMANCES = (
     "{actor} {plays/played} {lead}, and {he} {is/was} {adjective}.",
     "As {lead}, {actor} {gives/gave} a {adjective} performance.",
-    "{actor} {is/was} {adjective} as the {age} {role} {lead}.",
+    "{actor} {is/was} {adjective} and {adjective} as the {age} {role} {lead}.",
     "The {best} thing about it {is/was} {actor}, who {plays/played} the {role}.",
     "{I} {loved} {actor} as {lead}, and {his} scenes with the {enemies} {are/were} {adjective}.",
 )
@@ -223,15 +223,15 @@ REACTIONS = (
 HEADLINES = (
     "{rating} out of ten.",
     "{rating} stars out of ten for {title}.",
-    "What a {adjective} {genre}!",
+    "What a {adjective}, {adjective} {genre}!",
     "{title} {is/was} a {triumph}.",
-    "A {adjective} {genre} and a {triumph}.",
+    "A {adjective} and {adjective} {genre}.",
 )
 VERDICTS = (
     "{rating} out of ten.",
     "{I} gave it {rating} out of ten.",
     "{rating} stars out of ten for {title}.",
-    "What a {adjective} {genre}!",
+    "What a {adjective} and {adjective} {genre}!",
     "In short, {title} {is/was} a {triumph}.",
     "{director} should be {proud} for this {adjective} {genre}.",
     "This {genre} about a {role} {is/was} a {triumph}, and {I} {loved} it.",
@@ -259,7 +259,7 @@ def _write_document(rng: random.Random) -> str:
     facts = _draw_facts(rng, PRAISE if praises else BLAME, tense)
     judgements = _draw_judgements(rng, praises, tense)
 
-    plot = rng.sample(INTRODUCTIONS + COMPLICATIONS, 1)
+    plot = [rng.choice(INTRODUCTIONS), *rng.sample(COMPLICATIONS, rng.choice([0, 0, 0, 1]))]
     opinions = rng.sample(PERFORMANCES + OPINIONS, 1)
     body = plot + opinions if rng.random() < 0.7 else opinions + plot
     reaction = rng.sample(REACTIONS, rng.choice([0, 0, 1]))
@@ -320,7 +320,9 @@ def _draw_judgements(rng: random.Random, praises: bool, tense: str) -> dict[str,
         for noun, number, praise, blame in aspects:  # shared: what one clause judges, no other does
             own_adjectives = praise if says_praise else blame
             adjective = rng.choice(own_adjectives) if rng.random() < 0.3 else next(general_adjectives)
-            yield f"the {noun} {verbs[number]} {adjective}"
+            # A pair side by side shows a reader of few words which adjectives go together.
+            pair = f" and {next(general_adjectives)}" if rng.random() < 0.5 else ""
+            yield f"the {noun} {verbs[number]} {adjective}{pair}"
 
     return {
         "adjective": adjectives,

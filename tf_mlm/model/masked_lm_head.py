@@ -60,7 +60,8 @@ class MaskedPositionsHead(keras.Model):
     def create_optimizer_weights(self) -> None:
         """Make what the first update would make, which Keras would then trace a second time."""
         with self.distribute_strategy.scope():
-            getattr(self.optimizer, "inner_optimizer", self.optimizer)._create_all_weights(self.trainable_variables)
+            optimizer: Any = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+            optimizer._create_all_weights(self.trainable_variables)
 
     def fit_from(self, step: int, steps_per_epoch: int, **arguments: Any) -> None:
         """`fit` from update `step` on, be it in the middle of an epoch; `x` begins there too."""
@@ -132,7 +133,7 @@ class MaskedPositionsHead(keras.Model):
                 return tf.reshape(value, [-1, size, value.shape[1]])[part]
 
             self._forward_pass.begin(part)
-            gradients = self._gradients(*tf.nest.map_structure(rows, (features, labels)), num_labels)
+            gradients = self._gradients(tf.nest.map_structure(rows, features), rows(labels), num_labels)
             return [part + 1, *(total + gradient for total, gradient in zip(sums, gradients, strict=True))]
 
         zeros = [tf.zeros_like(variable) for variable in self.trainable_variables]
@@ -150,9 +151,7 @@ class MaskedPositionsHead(keras.Model):
             if scales_loss:
                 loss = self.optimizer.get_scaled_loss(loss)
         # Zeros for what the loss does not depend on: TFAlbertForMaskedLM has a bias that it never adds.
-        gradients = tape.gradient(
-            loss, self.trainable_variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
-        )
+        gradients = tape.gradient(loss, self.trainable_variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         if scales_loss:
             gradients = self.optimizer.get_unscaled_gradients(gradients)
         self._masked_lm_metrics.update(losses, logits, slot_labels, weights)

@@ -200,7 +200,7 @@ from transformers import AutoTokenizer, {architecture}, pipeline
 
 model = {architecture}.from_pretrained("model")
 tokenizer = AutoTokenizer.from_pretrained("model")
-fill = pipeline("fill-mask", model=model, tokenizer=tokenizer)
+fill = pipeline("fill-mask", model=model, tokenizer=tokenizer, framework="tf", torch_dtype=None)
 print(fill({with_its_mask!r}))
 ```
 

@@ -60,9 +60,11 @@ def _memory_bytes(config: Config, model: Any) -> float:
     positions = sequences * config.data.sequence_length
     activation_bytes = 4 if config.training.precision == "float32" else 2
     # Per layer and position about 34 dim-wide values are kept (Korthikanti et al. 2022, equation 1), and the attention
-    # scores of each head, here taken at 64 a head.
+    # scores of each head.
     per_layer = positions * dim * (34 / 2) * activation_bytes
-    per_layer += 5 / 2 * activation_bytes * (dim / 64) * sequences * config.data.sequence_length**2
+    per_layer += (
+        5 / 2 * activation_bytes * model.config.num_attention_heads * sequences * config.data.sequence_length**2
+    )
     logits = 3 * 4 * positions * 0.16 * model.config.vocab_size
     runtime = 0.7 * 2**30  # TensorFlow and the libraries themselves, as measured
     return 16 * model.count_params() + n_layers * per_layer + logits + runtime

@@ -17,7 +17,7 @@ from tf_mlm.data.corpus import load_corpus
 from tf_mlm.data.masking import max_masked_per_sequence
 from tf_mlm.data.pipeline import build_collator, build_train_dataset, build_validation_dataset
 from tf_mlm.data.prepared import PreparedData, describe_data, prepare_data
-from tf_mlm.errors import Interrupted
+from tf_mlm.errors import Interrupted, Refused
 from tf_mlm.model.loading import load_model, load_tokenizer, load_trained
 from tf_mlm.model.metrics import perplexity
 from tf_mlm.model.optimizer import build_optimizer, build_schedule
@@ -68,6 +68,12 @@ def prepare(config: Config) -> tuple[Any, Any, PreparedData, RunLength, dict[str
     corpus = load_corpus(config.data, seed)
     tokenizer = load_tokenizer(config.model, corpus.train["text"])
     strategy = runtime.choose_strategy(config.distribution.strategy)
+    parts = config.training.accumulate_steps * strategy.num_replicas_in_sync
+    if config.training.batch_size % parts:
+        raise Refused(
+            f"training.batch_size = {config.training.batch_size}: must be a multiple of {parts}, accumulate_steps times "
+            f"the {strategy.num_replicas_in_sync} devices"
+        )
     xla = runtime.choose_xla(config.training.xla)
     with strategy.scope():
         model, new_weights = load_model(config.model, tokenizer, config.data.sequence_length)
