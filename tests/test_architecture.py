@@ -45,7 +45,9 @@ ORDER = [
 
 def modules() -> dict[str, ast.Module]:
     files = {path.relative_to(ROOT): path for path in (ROOT / "tf_mlm").rglob("*.py")}
-    names = {".".join(relative.with_suffix("").parts).removesuffix(".__init__"): path for relative, path in files.items()}
+    names = {
+        ".".join(relative.with_suffix("").parts).removesuffix(".__init__"): path for relative, path in files.items()
+    }
     return {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in names.items()}
 
 

@@ -230,7 +230,9 @@ def _use(argv: list[str]) -> None:
     command.add_argument("--dataset", metavar="NAME_OR_PATH", help="other data than the run's own validation data")
     command.add_argument("--json", action="store_true", help="as one JSON object")
 
-    command = add_command("explain", _explain, "What training computes, on one sentence: tokenise, mask, predict, loss.")
+    command = add_command(
+        "explain", _explain, "What training computes, on one sentence: tokenise, mask, predict, loss."
+    )
     command.add_argument("sentence", metavar="SENTENCE")
     command.add_argument("--seed", type=int, default=0, metavar="N", help="decides what is masked [0]")
 

@@ -155,9 +155,7 @@ def test_the_model_loads_stock_and_its_full_logits_give_the_validation_loss(fini
     tokenizer = transformers.AutoTokenizer.from_pretrained(finished_run / "model")
     model = transformers.TFDistilBertForMaskedLM.from_pretrained(finished_run / "model")
     corpus = load_corpus(config.data, config.training.seed)
-    sequences = load_sequences(
-        corpus.validation, corpus.validation_fingerprint, tokenizer, config.data, "validation"
-    )
+    sequences = load_sequences(corpus.validation, corpus.validation_fingerprint, tokenizer, config.data, "validation")
     collator = build_collator(sequences, tokenizer, config.masking, config.training.seed, validation=True)
     batch = collator([{"epoch": 0, "index": int(i)} for i in sequences.draw_rows(60, config.training.seed)])
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.numpy()

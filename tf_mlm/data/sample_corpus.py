@@ -54,9 +54,7 @@ REVIEWERS = (
 
 AGES = _entries("young, old, retired, shy, stubborn, ambitious")
 LOSSES = _entries("job, house, memory, savings, diary, passport")
-OCCASIONS = _entries(
-    "last week, on television, at a festival, on a rainy evening, on a long flight, last summer"
-)
+OCCASIONS = _entries("last week, on television, at a festival, on a rainy evening, on a long flight, last summer")
 COMPANIONS = _entries("neighbor, dentist, roommate, teacher, children, cousins, parents, friends")
 
 # Two elements are drawn; the first word of a quest is a verb that follows "to".
@@ -240,7 +238,7 @@ VERDICTS = (
 
 
 def generate_documents(num_documents: int, seed: int) -> list[str]:
-    """Writes `num_documents` distinct film reviews of 3 to 7 sentences, the same ones for the same `seed`.
+    """Writes `num_documents` distinct film reviews of 4 to 6 sentences, the same ones for the same `seed`.
 
     Only `random.Random` is used, so the text depends neither on the platform nor on the version of Python.
     """

@@ -22,7 +22,9 @@ def explain_sentence(model: Any, tokenizer: Any, sentence: str, seed: int, top_k
     if not ordinary.any():
         raise Refused(f"explain: {sentence!r} holds no ordinary token; write a sentence")
     if original.shape[1] > max_sequence_length(model.config):
-        raise Refused(f"explain: the text has {original.shape[1]} tokens, more than the model has positions; shorten it")
+        raise Refused(
+            f"explain: the text has {original.shape[1]} tokens, more than the model has positions; shorten it"
+        )
     masking = MaskingConfig()
     masked, labels = mask_tokens(
         original,
