@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -63,6 +64,12 @@ def _run(command: Callable[[list[str]], None], argv: list[str] | None) -> int:
     except OSError as error:
         _print_line(f"error: input/output failed: {error}; what was written before is whole")
         return 4
+    except Exception as error:
+        # By its name, because TensorFlow may not have been imported.
+        if not isinstance(error, MemoryError) and type(error).__name__ != "ResourceExhaustedError":
+            raise
+        _print_line("error: out of memory; lower training.batch_size, or raise training.accumulate_steps")
+        return 2
 
 
 def _print_line(message: str) -> None:
@@ -127,7 +134,8 @@ def _train(argv: list[str]) -> None:
     try:
         _train_or_resume(config, arguments, overrides)
     except HubOutOfReach as error:
-        if not is_bare or arguments.resume is not None and arguments.output_dir is None:
+        holds_run = arguments.output_dir is not None and (arguments.output_dir / "config.toml").exists()
+        if not is_bare or holds_run or arguments.resume is not None and arguments.output_dir is None:
             raise
         banner = (
             f"{'=' * 100}\nTHE HUB IS OUT OF REACH, SO THIS IS THE SAMPLE: a small DistilBERT from random weights on "
@@ -179,6 +187,7 @@ def _resume(path: Path, arguments: argparse.Namespace, overrides: dict[str, Any]
         config = load_config(arguments.config or run.config_path, overrides)
         _check_same(path, load_config(run.config_path), config)
         if run.is_finished():
+            shutil.rmtree(run.checkpoints_path, ignore_errors=True)  # if it was killed while it tidied up
             print(f"{path} is a finished run; nothing to do. To train on, start a new run with --model {path}/model")
             return
         _start_libraries(config, arguments.verbose)
@@ -228,6 +237,7 @@ def _use(argv: list[str]) -> None:
 
     command = add_command("evaluate", _evaluate, "Loss, perplexity and accuracy over masked tokens.")
     command.add_argument("--dataset", metavar="NAME_OR_PATH", help="other data than the run's own validation data")
+    command.add_argument("--text-column", default="", metavar="NAME", help="the column of --dataset with the text")
     command.add_argument("--json", action="store_true", help="as one JSON object")
 
     command = add_command(
@@ -290,7 +300,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         raise Refused(f"evaluate {arguments.model}: a model has no data of its own; name some with --dataset")
     config = replace(config or Config(), model=ModelConfig(name=name))
     if arguments.dataset is not None:
-        config = replace(config, data=replace(config.data, dataset=arguments.dataset))
+        # Other data: what the run's settings say of its own columns and splits does not hold for it.
+        kept = ("sequence_length", "num_validation_sequences", "line_by_line", "overflow")
+        data = DataConfig(dataset=arguments.dataset, text_column=arguments.text_column)
+        config = replace(config, data=replace(data, **{name: getattr(config.data, name) for name in kept}))
     _start_libraries(config, verbose=False)
     from tf_mlm.serving.evaluate import evaluate_model
 

@@ -122,7 +122,7 @@ class TrainingConfig:
     precision: Literal["auto", "float32", "bfloat16", "float16"] = _setting(
         "auto", "of matrix products and activations"
     )
-    xla: Literal["auto", "on", "off"] = _setting("auto", "element-wise clusters on CPU, the whole step on GPU")
+    xla: Literal["auto", "off"] = _setting("auto", "element-wise clusters on CPU, the whole step on GPU")
     log_every: int = _setting(10, "steps between two progress lines and two step events", ge=1)
     early_stopping_patience: int = _setting(0, "epochs without a better val_loss before stopping; 0 never stops", ge=0)
     example_sentences: tuple[str, ...] = Field(

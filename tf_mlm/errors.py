@@ -15,7 +15,7 @@ class HubOutOfReach(Refused):
 
 
 class NonFiniteLoss(ArithmeticError):
-    """The loss or a gradient is no longer a finite number."""
+    """The loss is no longer a finite number."""
 
     exit_code = 3
 

@@ -5,6 +5,7 @@ wait under 15 s and lets everything cached be found.
 """
 
 import contextlib
+import errno
 import os
 import re
 import threading
@@ -16,6 +17,11 @@ _FILE_ENDINGS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet
 _CONNECT_SECONDS = 12  # with the start of the process, an answer comes within 15 s in all
 
 WAYS_ON = "connect once, name a local folder, or run the sample: python train.py --config configs/sample.toml"
+
+
+# Names of the errors by which the Hugging Face libraries say that something is neither in reach nor in the cache.
+_NOT_TO_BE_HAD = ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "DatasetNotFoundError")
+_MACHINE_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EIO, errno.EROFS, errno.EDQUOT)
 
 
 def is_local(name: str) -> bool:
@@ -68,8 +74,23 @@ def connect() -> None:
 
 def refusal(setting: str, name: str, error: Exception) -> Refused:
     """What to raise when a Hugging Face library could not load `name`: out of reach, or an error the Hub gave."""
+    causes = _causes(error)
+    for cause in causes:
+        if isinstance(cause, OSError) and cause.errno in _MACHINE_ERRORS:
+            raise cause  # a full disk here is no fault of the Hub's
     reason = " ".join(str(error).split()) or type(error).__name__
     if is_offline():
+        if not any(type(cause).__name__ in _NOT_TO_BE_HAD for cause in causes):
+            return Refused(f"{setting} = {name!r}: what the cache holds of it cannot be loaded: {reason[:300]}")
         tried = f"no connection to {endpoint()} and not in the cache"
         return HubOutOfReach(f"{setting} = {name!r}: {tried}; {WAYS_ON}")
     return Refused(f"{setting} = {name!r}: the Hub ({endpoint()}) does not give it: {reason[:300]}")
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    """An error and what it was raised from, or in the course of."""
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found

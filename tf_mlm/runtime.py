@@ -1,6 +1,6 @@
 """What must be set before TensorFlow is imported, and what the machine decides: precision, XLA, devices.
 
-Only this module knows environment variables. `prepare` runs once, before any module that imports TensorFlow.
+`prepare` runs before any module that imports TensorFlow.
 """
 
 import contextlib
@@ -47,8 +47,8 @@ def prepare(training: TrainingConfig, verbose: bool = False) -> None:
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    if training.xla != "off" and not has_nvidia_gpu():
-        flags = os.environ.get("TF_XLA_FLAGS", "")
+    flags = os.environ.get("TF_XLA_FLAGS", "")
+    if training.xla != "off" and not has_nvidia_gpu() and _ELEMENT_WISE_CLUSTERS not in flags:
         os.environ["TF_XLA_FLAGS"] = f"{flags} {_ELEMENT_WISE_CLUSTERS}".strip()
     with contextlib.nullcontext() if verbose else _held_stderr():
         import tensorflow as tf
@@ -127,7 +127,9 @@ def choose_xla(requested: str) -> str:
 
     if requested == "off":
         return "off"
-    return "step" if tf.config.list_physical_devices("GPU") else "clusters"
+    if tf.config.list_physical_devices("GPU"):
+        return "step"
+    return "clusters" if _ELEMENT_WISE_CLUSTERS in os.environ.get("TF_XLA_FLAGS", "") else "off"
 
 
 def choose_strategy(requested: str) -> Any:

@@ -16,6 +16,15 @@ IGNORE_INDEX = -100
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
+VALIDATION_PROBABILITY = 0.15
+"""Share of the tokens masked in validation, whatever the training ratio, so that losses can be compared."""
+
+
+def num_slots(sequence_length: int, mlm_probability: float) -> int:
+    """Slots that the head needs in a sequence, in training and in validation."""
+    return max_masked_per_sequence(sequence_length, max(mlm_probability, VALIDATION_PROBABILITY))
+
+
 def max_masked_per_sequence(sequence_length: int, mlm_probability: float) -> int:
     """The most tokens that `mask_tokens` can choose in one sequence: a static number of slots for the head."""
     return min(sequence_length, int(np.ceil(sequence_length * mlm_probability)))

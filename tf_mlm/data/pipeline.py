@@ -6,7 +6,7 @@ import numpy as np
 from datasets import Dataset
 
 from tf_mlm.config import MaskingConfig
-from tf_mlm.data.masking import MaskingCollator
+from tf_mlm.data.masking import VALIDATION_PROBABILITY, MaskingCollator
 from tf_mlm.data.sequences import Sequences
 
 _SHUFFLE_STREAM = 1  # keeps the order's random numbers apart from those drawn with the same seed elsewhere
@@ -32,7 +32,7 @@ def build_collator(
         lengths=sequences.lengths,
         seed=seed,
         epoch_masks=not validation,
-        mlm_probability=MaskingConfig().mlm_probability if validation else masking.mlm_probability,
+        mlm_probability=VALIDATION_PROBABILITY if validation else masking.mlm_probability,
         mask_replace_prob=masking.mask_replace_prob,
         random_replace_prob=masking.random_replace_prob,
         mask_token_id=tokenizer.mask_token_id,

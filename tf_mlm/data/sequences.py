@@ -32,7 +32,7 @@ class Sequences:
         lengths: int32 [num_sequences], tokens before the padding, memory-mapped.
         num_documents: documents that hold text.
         num_empty: documents that do not, left out.
-        num_tokens: tokens of the documents, special tokens included; with `overflow = "truncate"` those kept.
+        num_tokens: tokens of the documents, special tokens included, those cut off by `overflow = "truncate"` too.
     """
 
     input_ids: np.ndarray
@@ -67,7 +67,7 @@ def load_sequences(
     backend.no_truncation()
     length = config.sequence_length
     # The version of the layout below is part of the key: change it when what is written changes.
-    key = Hasher.hash(("1", fingerprint, backend.to_str(), length, config.line_by_line, config.overflow))
+    key = Hasher.hash(("2", fingerprint, backend.to_str(), length, config.line_by_line, config.overflow))
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "tf_mlm" / f"sequences-{key}"
     if not folder.exists():
         if config.line_by_line:
@@ -148,9 +148,10 @@ def _write(folder: Path, documents: datasets.Dataset, tokenizer: Any, config: Da
                     num_documents += len(texts)
                     num_empty += len(batch) - len(texts)
                     encodings = tokenizer.backend_tokenizer.encode_batch_fast(texts)
-                    if config.line_by_line and config.overflow == "split":
-                        encodings = [piece for encoding in encodings for piece in (encoding, *encoding.overflowing)]
-                    num_tokens += sum(map(len, encodings))
+                    pieces = [piece for encoding in encodings for piece in (encoding, *encoding.overflowing)]
+                    num_tokens += sum(map(len, pieces))
+                    if config.overflow == "split":
+                        encodings = pieces
                 for ids, lengths in pack(encodings):
                     padding = ((0, 0), (0, length - ids.shape[1]))
                     np.pad(ids, padding, constant_values=tokenizer.pad_token_id).tofile(ids_file)

@@ -56,13 +56,13 @@ def build_tokenizer(documents: Iterable[str], vocab_size: int) -> transformers.P
     counts: Counter[str] = Counter()
     inside_words: set[str] = set()
     for document in documents:
-        text = normalizer.normalize_str(document)
+        text = normalizer.normalize_str(document or "")  # a Hub dataset may hold nulls
         counts.update(text)
         inside_words.update(re.findall(r"(?<=\S)\S", text))
     characters = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))[:_MAX_CHARACTERS]
     inside = [f"##{c}" for c in sorted(inside_words.intersection(characters) - set(string.punctuation))]
     learner.train_from_iterator(
-        documents,
+        (document or "" for document in documents),
         trainers.WordPieceTrainer(
             vocab_size=vocab_size,
             special_tokens=special + inside,
@@ -160,10 +160,20 @@ def load_trained(name: str) -> tuple[Any, Any]:
     keras.mixed_precision.set_global_policy("float32")
     try:
         tokenizer = load_tokenizer(config, ())
-        model, _ = load_model(config, tokenizer, sequence_length=1)
+        model, new_weights = load_model(config, tokenizer, sequence_length=1)
     finally:
         keras.mixed_precision.set_global_policy(policy)
+    check_is_trained(name, new_weights)
     return model, tokenizer
+
+
+def check_is_trained(name: str, new_weights: list[str]) -> None:
+    """Raises Refused where a model has no masked language modelling head but a fresh one."""
+    if new_weights:
+        raise Refused(
+            f"{name}: lacks {len(new_weights)} weights of the head that predicts words ({', '.join(new_weights)}); "
+            "train it first, with train.py --model"
+        )
 
 
 def load_model_config(config: ModelConfig) -> transformers.PretrainedConfig:

@@ -7,10 +7,11 @@ import tf_keras as keras
 from tf_mlm import runtime
 from tf_mlm.config import Config
 from tf_mlm.data.corpus import load_corpus, load_documents
-from tf_mlm.data.masking import max_masked_per_sequence
+from tf_mlm.data.masking import num_slots
 from tf_mlm.data.pipeline import build_collator, build_validation_dataset
 from tf_mlm.data.sequences import load_sequences
-from tf_mlm.model.loading import load_model, load_tokenizer
+from tf_mlm.errors import Refused
+from tf_mlm.model.loading import check_is_trained, load_model, load_tokenizer
 from tf_mlm.model.metrics import perplexity
 
 
@@ -32,18 +33,19 @@ def evaluate_model(config: Config, own_data: bool) -> dict[str, Any]:
         documents, fingerprint = corpus.validation, corpus.validation_fingerprint
     else:
         documents, fingerprint = load_documents(config.data)
-    model, _ = load_model(config.model, tokenizer, config.data.sequence_length)
+    model, new_weights = load_model(config.model, tokenizer, config.data.sequence_length)
+    check_is_trained(config.model.name, new_weights)
     sequences = load_sequences(documents, fingerprint, tokenizer, config.data, "validation")
     rows = sequences.draw_rows(config.data.num_validation_sequences, seed)
     model.compile(
         keras.optimizers.legacy.SGD(),  # never used: nothing is trained
-        max_masked_per_sequence=max_masked_per_sequence(
-            config.data.sequence_length, max(config.masking.mlm_probability, 0.15)
-        ),
+        max_masked_per_sequence=num_slots(config.data.sequence_length, config.masking.mlm_probability),
     )
     collator = build_collator(sequences, tokenizer, config.masking, seed, validation=True)
     dataset = build_validation_dataset(collator, rows, batch_size=config.training.batch_size)
     logs = model.evaluate(dataset, verbose=0, return_dict=True)
+    if not model.metrics[0].count:
+        raise Refused("data.dataset: the documents hold no ordinary token, nothing could be masked; name other data")
     return {
         "loss": logs["loss"],
         "perplexity": perplexity(logs["loss"]),

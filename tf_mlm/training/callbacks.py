@@ -15,7 +15,7 @@ import tqdm
 
 from tf_mlm.errors import Interrupted, NonFiniteLoss, writing_failed
 from tf_mlm.model.loading import save_model
-from tf_mlm.model.metrics import perplexity
+from tf_mlm.model.metrics import perplexity, scalar_results
 from tf_mlm.training.checkpoint import Progress, model_variables, restore_variables, save_checkpoint
 from tf_mlm.training.plotting import plot_loss
 from tf_mlm.training.run_directory import RunDirectory, write_whole, written_aside
@@ -30,7 +30,7 @@ class MetricsLog(keras.callbacks.Callback):
         schedule: the learning rate by update, counted from 0.
         tokens_per_step: of a full batch.
         num_train_steps: after so many updates training stops, in the middle of an epoch if need be.
-        logged_sums: summed loss and number of labels at the last step event of the epoch under way.
+        logged_sums: summed loss and number of labels at the last step event, as the epoch under way counts them.
     """
 
     def __init__(
@@ -60,8 +60,6 @@ class MetricsLog(keras.callbacks.Callback):
         self._epoch = epoch + 1
         self._epoch_start = self._last_time = self._trained_until = time.monotonic()
         self._epoch_start_step = self._last_step = self.step
-        if self.step % self._steps_per_epoch == 0:
-            self.logged_sums = (0.0, 0.0)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, tf.Tensor]) -> None:
         self.step += 1
@@ -80,6 +78,10 @@ class MetricsLog(keras.callbacks.Callback):
             self.logged_sums, self._last_time, self._last_step = sums, now, self.step
         if self.step == self._num_train_steps:
             self.model.stop_training = True
+        if self.step % self._steps_per_epoch == 0:
+            # The sums start anew; the next event still counts what no event has shown.
+            sums = float(self.model.metrics[0].total), float(self.model.metrics[0].count)
+            self.logged_sums = self.logged_sums[0] - sums[0], self.logged_sums[1] - sums[1]
         # Validation comes next and is not part of the training speed.
         self._trained_until = time.monotonic()
 
@@ -165,13 +167,14 @@ class ResumedEpoch(keras.callbacks.Callback):
             self._sums = {name: variable.numpy() for name, variable in model_variables(model, only="metric").items()}
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        restore_variables(model_variables(self.model, only="metric"), self._sums)
+        if self._sums:
+            restore_variables(model_variables(self.model, only="metric"), self._sums)
         self._sums = {}
 
 
 def finish_epoch(model: Any, around: list[keras.callbacks.Callback], validation_dataset: Any, epoch: int) -> None:
     """Validate and close an epoch whose last update was made before the run was stopped."""
-    logs = {metric.name: metric.result().numpy() for metric in model.metrics}
+    logs: dict[str, Any] = dict(scalar_results(model))
     every = keras.callbacks.CallbackList(around, model=model)
     every.on_epoch_begin(epoch)
     results = model.evaluate(validation_dataset, verbose=0, return_dict=True, callbacks=every)
@@ -313,7 +316,7 @@ class Checkpoints(keras.callbacks.Callback):
             self._stop_if_asked()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        if self._signal or self.model.stop_training or time.monotonic() - self._last_save >= 60:
+        if self._signal or time.monotonic() - self._last_save >= 60:
             self.save()
             self._stop_if_asked()
 

@@ -27,7 +27,7 @@ class Progress:
 
     Attributes:
         step: updates done.
-        logged_sums: summed loss and number of labels at the last step event of the epoch under way.
+        logged_sums: summed loss and number of labels at the last step event, as the epoch under way counts them.
         metrics_bytes: length of metrics.jsonl, whose rows beyond it the resumed run writes again.
         seconds: time spent in training so far.
         fingerprint: of config, data and model; only the run that wrote a checkpoint may go on from it.
@@ -61,7 +61,7 @@ def load_checkpoint(folder: Path, fingerprint: str) -> tuple[Progress, dict[str,
     """The newest sound checkpoint, or None; one that is damaged is passed over, after a line that says why.
 
     Raises:
-        Refused: it belongs to another config, data set or model.
+        Refused: it belongs to another config, text, model or precision; or there are only damaged ones.
     """
     for path in _newest_first(folder):
         try:
@@ -78,15 +78,19 @@ def load_checkpoint(folder: Path, fingerprint: str) -> tuple[Progress, dict[str,
             continue
         if progress.fingerprint != fingerprint:
             raise Refused(
-                f"--resume {folder.parent}: its checkpoint is of other data or another model than are there now"
+                f"--resume {folder.parent}: its checkpoint is of another text, model or precision than are here now"
             )
         return progress, arrays
+    if _newest_first(folder):
+        raise Refused(f"--resume {folder.parent}: none of its checkpoints can be read; start a new run")
     return None
 
 
 def restore_variables(variables: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    for name in variables.keys() & arrays.keys():
-        variables[name].assign(arrays[name])
+    """Assign `arrays` to the variables of the same names, which must be the same."""
+    assert variables.keys() == arrays.keys(), variables.keys() ^ arrays.keys()
+    for name, variable in variables.items():
+        variable.assign(arrays[name])
 
 
 def model_variables(model: Any, only: str = "") -> dict[str, Any]:

@@ -4,14 +4,12 @@ import math
 import re
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
+from tf_mlm import hub
 from tf_mlm.config import Config, setting_fields
 
 _ARCHITECTURES = {"distilbert": "DistilBert", "bert": "Bert", "roberta": "Roberta", "albert": "Albert"}
@@ -325,11 +323,7 @@ def _is_hub_dataset(name: str) -> bool:
 
 
 def _is_hub_name(name: str) -> bool:
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return not Path(name).exists()
+    return bool(name) and not hub.is_local(name)
 
 
 def _shown(name: str) -> str:

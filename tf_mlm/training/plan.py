@@ -4,8 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from tf_mlm.config import Config
+from tf_mlm.data.masking import num_slots
 from tf_mlm.data.pipeline import steps_per_epoch
 from tf_mlm.model.optimizer import build_schedule, num_warmup_steps
+
+_LOGITS_COPIES = 10  # float32 arrays of that size alive at once: logits, their gradient, softmax; as measured
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class RunLength:
         )
 
 
-def describe_plan(config: Config, length: RunLength, model: Any) -> str:
+def describe_plan(config: Config, length: RunLength, model: Any, precision: str) -> str:
     """Steps, tokens, schedule, and a memory estimate, in lines for a reader."""
     schedule = build_schedule(config.optimizer, length.num_train_steps)
     points = sorted({0, length.num_warmup_steps, length.num_train_steps // 2, length.num_train_steps - 1})
@@ -48,23 +51,24 @@ def describe_plan(config: Config, length: RunLength, model: Any) -> str:
             f"tokens     {length.num_train_steps * tokens:>10,} seen in training, {tokens:,} a step",
             f"rate       {rates}",
             f"parameters {model.count_params():>10,}",
-            f"memory     {_memory_bytes(config, model) / 2**30:>10.1f} GiB at the peak, estimated",
+            f"memory     {_memory_bytes(config, model, precision) / 2**30:>10.1f} GiB at the peak, estimated",
         ]
     )
 
 
-def _memory_bytes(config: Config, model: Any) -> float:
+def _memory_bytes(config: Config, model: Any, precision: str) -> float:
     """Weights, gradients and Adam's two moments in float32; activations kept for the backward pass; logits."""
     dim, n_layers = model.config.hidden_size, model.config.num_hidden_layers
     sequences = config.training.batch_size / config.training.accumulate_steps
     positions = sequences * config.data.sequence_length
-    activation_bytes = 4 if config.training.precision == "float32" else 2
+    activation_bytes = 4 if precision == "float32" else 2
     # Per layer and position about 34 dim-wide values are kept (Korthikanti et al. 2022, equation 1), and the attention
     # scores of each head.
     per_layer = positions * dim * (34 / 2) * activation_bytes
     per_layer += (
         5 / 2 * activation_bytes * model.config.num_attention_heads * sequences * config.data.sequence_length**2
     )
-    logits = 3 * 4 * positions * 0.16 * model.config.vocab_size
+    slots = sequences * num_slots(config.data.sequence_length, config.masking.mlm_probability)
+    logits = _LOGITS_COPIES * 4 * slots * model.config.vocab_size
     runtime = 0.7 * 2**30  # TensorFlow and the libraries themselves, as measured
     return 16 * model.count_params() + n_layers * per_layer + logits + runtime

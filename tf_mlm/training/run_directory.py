@@ -163,17 +163,11 @@ class RunDirectory:
             os.truncate(self.metrics_path, kept.rfind(b"\n") + 1)
 
     def choose_curve(self) -> Path:
-        """Where the curve goes under plots/: the run's own file, made here if need be, never another run's."""
+        """Where the curve goes under plots/: the run's own file, never another run's."""
         if self.environment_path.exists():
             return Path(json.loads(self.environment_path.read_text())["curve"])
         names = itertools.chain([self.name], (f"{self.name}-{number}" for number in itertools.count(2)))
-        Path("plots").mkdir(exist_ok=True)
-        for name in names:
-            path = Path("plots") / f"{name}.png"
-            with contextlib.suppress(FileExistsError):
-                path.touch(exist_ok=False)  # so that no run begun before the first epoch ends takes it
-                return path
-        raise AssertionError("numbers never end")
+        return next(path for name in names if not (path := Path("plots") / f"{name}.png").exists())
 
     def is_finished(self) -> bool:
         events = self.read_events()
@@ -210,7 +204,7 @@ def new_run_path(config_name: str) -> Path:
 
 
 def newest_unfinished_run(root: Path) -> Path | None:
-    """The unfinished run in `root` that was begun last."""
+    """The unfinished run in `root` that was started or resumed last."""
     runs = [RunDirectory(path.parent) for path in root.glob("*/config.toml")]
     unfinished = [run.path for run in runs if not run.is_finished()]
     return max(unfinished, key=lambda path: (path / "config.toml").stat().st_mtime, default=None)

@@ -6,6 +6,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_mlm.errors import writing_failed
+
 _NOT_CURVES = ("event", "epoch", "step")
 _PREFIXES = {"step": "", "epoch": "epoch_"}
 
@@ -23,6 +25,10 @@ class TensorBoardFiles:
             self.write(event)
 
     def write(self, event: dict[str, Any]) -> None:
+        with writing_failed(tf.errors.OpError):
+            self._write(event)
+
+    def _write(self, event: dict[str, Any]) -> None:
         for name, value in event.items():
             if name in _NOT_CURVES or not isinstance(value, int | float):
                 continue

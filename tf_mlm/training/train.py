@@ -14,11 +14,11 @@ import xxhash
 from tf_mlm import runtime
 from tf_mlm.config import Config
 from tf_mlm.data.corpus import load_corpus
-from tf_mlm.data.masking import max_masked_per_sequence
+from tf_mlm.data.masking import num_slots
 from tf_mlm.data.pipeline import build_collator, build_train_dataset, build_validation_dataset
 from tf_mlm.data.prepared import PreparedData, describe_data, prepare_data
-from tf_mlm.errors import Interrupted, Refused
-from tf_mlm.model.loading import load_model, load_tokenizer, load_trained
+from tf_mlm.errors import Interrupted, NonFiniteLoss, Refused
+from tf_mlm.model.loading import load_model, load_model_config, load_tokenizer, load_trained
 from tf_mlm.model.metrics import perplexity
 from tf_mlm.model.optimizer import build_optimizer, build_schedule
 from tf_mlm.serving.fill_mask import fill_masks
@@ -54,9 +54,10 @@ def train(config: Config, run: RunDirectory) -> None:
         batch_size=config.training.batch_size,
     )
     if progress.step == 0:
+        print("validating the model before training", flush=True)
         run.append_event(start_event(config, model, tokenizer, data, length, validation_dataset))
-    fit(config, run, model, tokenizer, data, length, validation_dataset, progress)
-    export(config, run)
+    seconds = fit(config, run, model, tokenizer, data, length, validation_dataset, progress)
+    export(config, run, seconds)
 
 
 def prepare(config: Config) -> tuple[Any, Any, PreparedData, RunLength, dict[str, Any]]:
@@ -65,14 +66,16 @@ def prepare(config: Config) -> tuple[Any, Any, PreparedData, RunLength, dict[str
     precision = runtime.choose_precision(config.training.precision)
     keras.mixed_precision.set_global_policy(precision.policy)  # before the model is built, or it has no effect
     keras.utils.set_random_seed(seed)
+    if config.model.name:
+        load_model_config(config.model)  # refused before the data is prepared, which may take long
     corpus = load_corpus(config.data, seed)
     tokenizer = load_tokenizer(config.model, corpus.train["text"])
     strategy = runtime.choose_strategy(config.distribution.strategy)
     parts = config.training.accumulate_steps * strategy.num_replicas_in_sync
     if config.training.batch_size % parts:
         raise Refused(
-            f"training.batch_size = {config.training.batch_size}: must be a multiple of {parts}, accumulate_steps times "
-            f"the {strategy.num_replicas_in_sync} devices"
+            f"training.batch_size = {config.training.batch_size}: must be a multiple of {parts}, accumulate_steps "
+            f"times the {strategy.num_replicas_in_sync} devices"
         )
     xla = runtime.choose_xla(config.training.xla)
     with strategy.scope():
@@ -82,9 +85,7 @@ def prepare(config: Config) -> tuple[Any, Any, PreparedData, RunLength, dict[str
     with strategy.scope():
         model.compile(
             build_optimizer(config.optimizer, length.num_train_steps, precision.name),
-            max_masked_per_sequence=max_masked_per_sequence(
-                config.data.sequence_length, max(config.masking.mlm_probability, 0.15)
-            ),
+            max_masked_per_sequence=num_slots(config.data.sequence_length, config.masking.mlm_probability),
             accumulate_steps=config.training.accumulate_steps,
             clip_norm=config.optimizer.clip_norm,
             seed=seed,
@@ -100,19 +101,18 @@ def prepare(config: Config) -> tuple[Any, Any, PreparedData, RunLength, dict[str
         "num_parameters": model.count_params(),
         "new_weights": new_weights,
         "data": data.facts,
-        "fingerprint": fingerprint(config, model, tokenizer, data),
+        "fingerprint": fingerprint(config, model, tokenizer, precision.name, data),
     }
     return model, tokenizer, data, length, environment
 
 
-def fingerprint(config: Config, model: Any, tokenizer: Any, data: PreparedData) -> str:
-    """Hash of all that decides the numbers of a run: settings, starting weights, vocabulary, text."""
+def fingerprint(config: Config, model: Any, tokenizer: Any, precision: str, data: PreparedData) -> str:
+    """Hash of what decides the numbers of a run: settings, precision, text, vocabulary, starting weights."""
     digest = xxhash.xxh3_128()
     decisive = asdict(config)
     decisive.pop("checkpoint")
-    for name in ("log_every", "example_sentences"):
-        decisive["training"].pop(name)
-    digest.update(json.dumps([decisive, data.facts["fingerprint"]], sort_keys=True).encode())
+    decisive["training"].pop("log_every")
+    digest.update(json.dumps([decisive, precision, data.facts["fingerprint"]], sort_keys=True).encode())
     digest.update(tokenizer.backend_tokenizer.to_str().encode())
     for weight in model.weights:
         digest.update(weight.numpy().tobytes())
@@ -126,7 +126,8 @@ def describe(config: Config, data: PreparedData, model: Any, length: RunLength, 
         lines.append(
             f"fresh      {len(environment['new_weights']):>10,} weights that {config.model.name} lacks: {names}"
         )
-    lines.append(describe_plan(config, length, model))
+    model.summary(line_length=80, print_fn=lines.append)
+    lines.append(describe_plan(config, length, model, environment["precision"]))
     lines.append(
         f"precision  {environment['precision']:>10} because {environment['precision_reason']}; XLA {environment['xla']}"
     )
@@ -182,8 +183,12 @@ def fit(
     length: RunLength,
     validation_dataset: Any,
     progress: Progress,
-) -> None:
-    """Train from `progress` to the end, or to where early stopping ends it."""
+) -> float:
+    """Train from `progress` to the end, or to where early stopping ends it.
+
+    Returns:
+        Seconds spent in training, those of the runs that this one continues included.
+    """
     events = run.read_events()
     epochs_done = [event for event in events if event["event"] == "epoch"]
     patience = config.training.early_stopping_patience
@@ -217,8 +222,8 @@ def fit(
         callbacks.EarlyStopping(run, patience),
         checkpoints,
     ]
-    with checkpoints, board, contextlib.closing(lines), drawn_when_interrupted(curves):
-        if progress.step:
+    with checkpoints, board, contextlib.closing(lines), drawn_when_stopped(curves):
+        if (run.path / "loss.png").exists():
             curves.draw()  # it may show what has just been cut from the events
         at_epoch_end = progress.step % length.steps_per_epoch == 0 or progress.step == length.num_train_steps
         if progress.step and at_epoch_end and (not epochs_done or epochs_done[-1]["step"] < progress.step):
@@ -240,18 +245,19 @@ def fit(
                 validation_data=validation_dataset,
                 callbacks=around,
             )
+    return checkpoints.seconds
 
 
 @contextlib.contextmanager
-def drawn_when_interrupted(curves: callbacks.Curves) -> Iterator[None]:
+def drawn_when_stopped(curves: callbacks.Curves) -> Iterator[None]:
     try:
         yield
-    except Interrupted:
+    except (Interrupted, NonFiniteLoss):
         curves.draw()
         raise
 
 
-def export(config: Config, run: RunDirectory) -> None:
+def export(config: Config, run: RunDirectory, seconds: float) -> None:
     """From the best model: SavedModel, fills, model card. The end event comes last, the checkpoints go after it."""
     model, tokenizer = load_trained(str(run.model_path))
     with written_aside(run.saved_model_path) as aside:
@@ -265,17 +271,18 @@ def export(config: Config, run: RunDirectory) -> None:
         "step": epochs[-1]["step"],
         "best_epoch": best["epoch"],
         "best_val_loss": best["val_loss"],
-        "seconds": round(sum(event["seconds"] for event in epochs), 3),
+        "seconds": round(seconds, 3),
         "fills": fill_examples(config, model, tokenizer),
     }
     write_whole(run.path / "README.md", build_model_card(report(config, run, [*events, end], model.config.model_type)))
     run.append_event(end)
     shutil.rmtree(run.checkpoints_path, ignore_errors=True)
+    sentence = next(iter(config.training.example_sentences), "This is a great [MASK].")
     print(
         f"finished   {run.path}: best epoch {best['epoch']} of {epochs[-1]['epoch']}, val_loss "
         f"{best['val_loss']:.4f}, perplexity {best['val_perplexity']:.2f}\n"
         f"           loss.png, README.md (model card), model/, saved_model/; curve in {run.choose_curve()}\n"
-        f'try        python -m tf_mlm fill-mask {run.path} "{config.training.example_sentences[0]}"'
+        f'try        python -m tf_mlm fill-mask {run.path} "{sentence}"'
     )
 
 
@@ -290,7 +297,7 @@ def report(config: Config, run: RunDirectory, events: list[dict[str, Any]], mode
         model_type=model_type,
         data=environment["data"],
         examples=[Example(*fill) for fill in fills],
-        environment=environment | {"seconds": events[-1]["seconds"]},
+        environment=environment,
         new_weights=environment["new_weights"],
     )
 
