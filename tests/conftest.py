@@ -10,6 +10,7 @@ import pytest
 _HF_HOME = tempfile.TemporaryDirectory(prefix="tf_mlm-tests-")
 os.environ["HF_HOME"] = _HF_HOME.name
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # as the commands do where stderr is no terminal
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"

@@ -233,7 +233,7 @@ def test_what_only_the_hub_has_is_refused_off_line_and_never_replaced(
     for arguments, asked in [
         (["--model", "someone/model", "--dataset", reviews], "model.name = 'someone/model'"),
         (["--model", model, "--dataset", "someone/texts"], "data.dataset = 'someone/texts'"),
-        (["--config", ROOT / "configs" / "imdb.toml"], "data.dataset = 'stanfordnlp/imdb'"),
+        (["--config", ROOT / "configs" / "imdb.toml"], "model.name = 'distilbert-base-uncased'"),
     ]:
         line = refusal(capsys, train_main, *arguments)
         assert asked in line and "no connection" in line
@@ -280,7 +280,7 @@ def test_the_bare_default_off_line_is_the_sample_with_a_banner_before_and_after(
     banner = "THE HUB IS OUT OF REACH, SO THIS IS THE SAMPLE"
     before, between, after = out.split(banner)
     assert before.strip("=\n") == "" and "4 epochs" in between
-    assert "data.dataset = 'stanfordnlp/imdb'" in after
+    assert "model.name = 'distilbert-base-uncased'" in after
     assert not Path("runs").exists()
 
 
@@ -290,7 +290,7 @@ def test_a_refusal_after_tensorflow_was_imported_leaves_one_line_on_stderr() -> 
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2
     line, end = result.stderr.split("\n")
-    assert line.startswith("error: data.dataset = 'stanfordnlp/imdb': no connection") and end == ""
+    assert line.startswith("error: model.name = 'distilbert-base-uncased': no connection") and end == ""
     assert result.stdout == ""
     assert not list(Path("runs").glob("*"))
 

@@ -1,5 +1,6 @@
 """Claims about names that mean the Hub, and about telling whether it is in reach."""
 
+import errno
 import os
 import socket
 import threading
@@ -165,12 +166,27 @@ def test_the_endpoint_is_the_hub_unless_set(online, monkeypatch):
 
 def test_out_of_reach_says_what_was_tried_and_the_three_ways_on(online, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    refused = hub.refusal("model.name", "o/n", ValueError("long story"))
+    refused = hub.refusal("model.name", "o/n", ConnectionError("long story"))
     assert isinstance(refused, HubOutOfReach)
     assert str(refused) == (
         "model.name = 'o/n': no connection to https://huggingface.co and not in the cache; connect once, name a local "
         "folder, or run the sample: python train.py --config configs/sample.toml"
     )
+
+
+def test_off_line_a_damaged_cache_is_not_out_of_reach(online, monkeypatch):
+    """Else the bare default would train the sample in its place."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    refused = hub.refusal("model.name", "o/n", ValueError("header too large"))
+    assert type(refused) is Refused
+    assert str(refused) == "model.name = 'o/n': what the cache holds of it cannot be loaded: header too large"
+
+
+def test_a_full_disk_is_no_fault_of_the_hub(online):
+    error = RuntimeError("could not prepare the data")
+    error.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError, match="No space left on device"):
+        hub.refusal("data.dataset", "o/n", error)
 
 
 def test_an_answer_with_an_error_is_told_in_one_line_and_is_not_out_of_reach(online):

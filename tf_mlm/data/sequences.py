@@ -134,6 +134,7 @@ def _write(folder: Path, documents: datasets.Dataset, tokenizer: Any, config: Da
     aside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     length = config.sequence_length
     pack = _one_each if config.line_by_line else _join_and_cut(length)
+    num_special = tokenizer.num_special_tokens_to_add()
     num_documents = num_empty = num_tokens = 0
     try:
         with open(aside / "input_ids.bin", "wb") as ids_file, open(aside / "lengths.bin", "wb") as lengths_file:
@@ -152,6 +153,8 @@ def _write(folder: Path, documents: datasets.Dataset, tokenizer: Any, config: Da
                     num_tokens += sum(map(len, pieces))
                     if config.overflow == "split":
                         encodings = pieces
+                    else:  # the special tokens around what is cut off were never in the text
+                        num_tokens -= num_special * (len(pieces) - len(encodings))
                 for ids, lengths in pack(encodings):
                     padding = ((0, 0), (0, length - ids.shape[1]))
                     np.pad(ids, padding, constant_values=tokenizer.pad_token_id).tofile(ids_file)
