@@ -93,22 +93,27 @@ def test_a_hub_that_answers_with_an_error_is_a_refusal_that_names_what_was_asked
     weights = (damaged / "model.safetensors").read_bytes()
     (damaged / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     commands = [
-        ["--dataset", "someone/nothing"],
-        ["--dataset", "someone/private"],
+        ["--dataset", "someone/nothing", "--model", "someone/whole"],
+        ["--dataset", "someone/private", "--model", "someone/whole"],
         ["--model", "someone/nothing"],
         ["--model", "someone/private"],
         ["--model", "someone/damaged"],
         [],  # the bare default as well: its model is not there, and that is no reason to train the sample
     ]
-    refuse_each_in_turn(commands, tmp_path, {"someone/damaged": damaged, DATASET: small_reviews}, error=401)
+    refuse_each_in_turn(
+        commands,
+        tmp_path,
+        {"someone/damaged": damaged, "someone/whole": small_model, DATASET: small_reviews},
+        error=401,
+    )
 
 
 @pytest.mark.slow
 def test_a_hub_that_breaks_down_is_asked_again_without_a_word_and_then_refused(
-    tmp_path: Path, small_reviews: Path
+    tmp_path: Path, small_model: Path, small_reviews: Path
 ) -> None:
-    commands = [["--dataset", "someone/private"], ["--model", "someone/private"]]
-    refuse_each_in_turn(commands, tmp_path, {DATASET: small_reviews}, error=500)
+    commands = [["--dataset", "someone/private", "--model", "someone/whole"], ["--model", "someone/private"]]
+    refuse_each_in_turn(commands, tmp_path, {"someone/whole": small_model, DATASET: small_reviews}, error=500)
 
 
 def refuse_each_in_turn(commands: list[list[str]], folder: Path, repositories: dict[str, Path], error: int) -> None:

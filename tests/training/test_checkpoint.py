@@ -92,9 +92,7 @@ def test_no_checkpoint_is_none(tmp_path, make):
 def test_another_runs_checkpoint_is_refused_in_one_line(tmp_path):
     (tmp_path / "run").mkdir()
     save(tmp_path / "run" / "checkpoints", 1)
-    with pytest.raises(
-        Refused, match=rf"^--resume {tmp_path}/run: its checkpoint is of another text, model or precision"
-    ):
+    with pytest.raises(Refused, match=rf"^--resume {tmp_path}/run: its checkpoint is of another text, model or"):
         load_checkpoint(tmp_path / "run" / "checkpoints", "other")
 
 

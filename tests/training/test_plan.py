@@ -82,7 +82,9 @@ def test_the_plan_says_when_the_last_epoch_is_cut_short(plan):
 
 def gib(plan, **training) -> float:
     settings = config(**training)
-    lines = plan.describe_plan(settings, plan.RunLength.of(settings, 3000), DistilBertBase, "bfloat16").splitlines()
+    lines = plan.describe_plan(
+        settings, plan.RunLength.of(settings, 3000), DistilBertBase, settings.training.precision
+    ).splitlines()
     assert lines[4].startswith("memory") and lines[4].endswith(" GiB at the peak, estimated")
     return float(lines[4].split()[1])
 
