@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.tiny_run import inside
+from tf_mlm import cli
 from tf_mlm.cli import main, train_main
 from tf_mlm.config import Config, load_config
 
@@ -239,6 +240,15 @@ def test_what_only_the_hub_has_is_refused_off_line_and_never_replaced(
         assert asked in line and "no connection" in line
         for way_on in ("connect once", "local folder", "configs/sample.toml"):
             assert way_on in line
+
+
+def test_out_of_memory_is_one_line_with_the_way_on(capsys: Capture) -> None:
+    def run_out(arguments: list[str]) -> None:
+        raise MemoryError
+
+    assert cli._run(run_out, []) == 2
+    line = "error: out of memory; lower training.batch_size, or raise training.accumulate_steps\n"
+    assert capsys.readouterr().err == line
 
 
 # The run directory

@@ -223,6 +223,9 @@ def test_a_checkpoint_without_head_trains_with_a_fresh_one_which_is_named(tmp_pa
     write_arrays(tmp_path, {name: array for name, array in arrays.items() if name not in head})
     _, fresh = load(tmp_path, tokenizer)
     assert fresh == head
+    # To be trained it is good enough, to answer it is not.
+    with pytest.raises(Refused, match=f"lacks {len(head)} weights of the head that predicts words"):
+        load_trained(str(tmp_path))
 
 
 def test_an_encoder_saved_without_its_prefix_loads(tmp_path, tokenizer):
