@@ -9,6 +9,7 @@ from tf_mlm.config import MaskingConfig
 from tf_mlm.data.masking import IGNORE_INDEX, example_keys, mask_tokens
 from tf_mlm.errors import Refused
 from tf_mlm.model.loading import max_sequence_length
+from tf_mlm.serving.fill_mask import predict_probabilities
 
 
 def explain_sentence(model: Any, tokenizer: Any, sentence: str, seed: int, top_k: int = 3) -> str:
@@ -36,18 +37,16 @@ def explain_sentence(model: Any, tokenizer: Any, sentence: str, seed: int, top_k
         mask_token_id=tokenizer.mask_token_id,
         random_token_ids=np.setdiff1d(np.arange(len(tokenizer), dtype=np.int32), tokenizer.all_special_ids),
     )
-    logits = model(input_ids=masked, training=False).logits.numpy()[0].astype(np.float64)
-    probabilities = np.exp(logits - logits.max(-1, keepdims=True))
-    probabilities /= probabilities.sum(-1, keepdims=True)
+    predicted = np.flatnonzero(labels[0] != IGNORE_INDEX)
+    probabilities = predict_probabilities(model, masked[0], predicted)
     lines = [
         f"sentence  {sentence}",
         f"tokenise  {' '.join(tokenizer.convert_ids_to_tokens(original[0]))}",
         f"mask      {' '.join(tokenizer.convert_ids_to_tokens(masked[0]))}",
     ]
     losses = []
-    for position in np.flatnonzero(labels[0] != IGNORE_INDEX):
+    for position, row in zip(predicted, probabilities, strict=True):
         token, shown = tokenizer.convert_ids_to_tokens([int(original[0, position]), int(masked[0, position])])
-        row = probabilities[position]
         best = tokenizer.convert_ids_to_tokens(np.argsort(-row, kind="stable")[:top_k].tolist())
         guesses = ", ".join(f"{guess} {row[tokenizer.convert_tokens_to_ids(guess)]:.1%}" for guess in best)
         losses.append(-math.log(row[original[0, position]]))

@@ -34,9 +34,7 @@ def fill_masks(model: Any, tokenizer: Any, sentence: str, top_k: int) -> list[li
             f"fill-mask: the text {sentence[:40]!r}… has {len(input_ids)} tokens, the model {positions} positions; "
             "shorten it"
         )
-    logits = model(input_ids=input_ids[None], training=False).logits.numpy()[0, gaps].astype(np.float64)
-    probabilities = np.exp(logits - logits.max(-1, keepdims=True))
-    probabilities /= probabilities.sum(-1, keepdims=True)
+    probabilities = predict_probabilities(model, input_ids, gaps)
     fills = []
     for gap, row in zip(gaps, probabilities, strict=True):
         best = np.argsort(-row, kind="stable")[:top_k]
@@ -47,6 +45,13 @@ def fill_masks(model: Any, tokenizer: Any, sentence: str, top_k: int) -> list[li
             ]
         )
     return fills
+
+
+def predict_probabilities(model: Any, input_ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """float64 [positions, vocabulary]: the model's probabilities at `positions` of input_ids, int32 [length]."""
+    logits = model(input_ids=input_ids[None], training=False).logits.numpy()[0, positions].astype(np.float64)
+    probabilities = np.exp(logits - logits.max(-1, keepdims=True))
+    return probabilities / probabilities.sum(-1, keepdims=True)
 
 
 def describe_fills(sentence: str, gaps: list[list[Fill]]) -> str:
