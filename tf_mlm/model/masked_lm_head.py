@@ -1,7 +1,9 @@
 """Hugging Face's masked language models, trained and evaluated with the head over masked positions alone.
 
 Only the positions that carry a label, 15 % of them, go through the vocabulary projection: on a fixed number of slots a
-sequence, so that every shape is static. Weights, their names, `from_pretrained` and a call without labels are stock.
+sequence, so that every shape is static. In the last layer, too, they alone are queries: the others serve as keys and
+values, and what the layer would make of them nobody reads. Weights, their names, `from_pretrained` and a call without
+labels are stock.
 """
 
 from typing import Any
@@ -21,7 +23,13 @@ from tf_mlm.model.metrics import MaskedLMMetrics
 
 
 class MaskedPositionsHead(keras.Model):
-    """Mixin of a TF...ForMaskedLM: what `fit` and `evaluate` compute. Subclasses turn hidden states into logits."""
+    """Mixin of a TF...ForMaskedLM: what `fit` and `evaluate` compute. Subclasses know the encoder and the head."""
+
+    def encode_positions(
+        self, input_ids: tf.Tensor, attention_mask: tf.Tensor, positions: tf.Tensor, training: bool
+    ) -> tf.Tensor:
+        """Hidden states [batch, slots, dim] of the encoder at `positions`, int32 [batch, slots]."""
+        raise NotImplementedError
 
     def predict_tokens(self, hidden_states: tf.Tensor, training: bool) -> tf.Tensor:
         """Logits [..., vocabulary] of hidden states [..., dim]."""
@@ -83,14 +91,13 @@ class MaskedPositionsHead(keras.Model):
 
         Losses and logits are float32 whatever the precision; a slot without a label has label 0, loss 0 and weight 0.
         """
-        encoder = getattr(self, self.base_model_prefix)
-        hidden_states = encoder(**features, training=training)[0]
         labelled = tf.cast(labels != IGNORE_INDEX, tf.int32)
         positions = tf.math.top_k(labelled, self._max_masked, sorted=True).indices
         slot_labels = tf.gather(labels, positions, batch_dims=1)
         weights = tf.cast(slot_labels != IGNORE_INDEX, tf.float32)
         slot_labels = tf.maximum(slot_labels, 0)
-        logits = self.predict_tokens(tf.gather(hidden_states, positions, batch_dims=1), training)
+        hidden_states = self.encode_positions(**features, positions=positions, training=training)
+        logits = self.predict_tokens(hidden_states, training)
         logits = tf.cast(logits, tf.float32)
         losses = weights * tf.nn.sparse_softmax_cross_entropy_with_logits(slot_labels, logits)
         return losses, logits, slot_labels, weights
@@ -129,8 +136,9 @@ class MaskedPositionsHead(keras.Model):
 
         def add_part(part: tf.Tensor, *sums: tf.Tensor) -> list[tf.Tensor]:
             def rows(value: tf.Tensor) -> tf.Tensor:
-                # A slice from `part * size` to `(part + 1) * size` has no static shape, and XLA refuses it.
-                return tf.reshape(value, [-1, size, value.shape[1]])[part]
+                # Not a slice: XLA would compile it anew for every `part`, and run each for the first time uncompiled,
+                # with other float bits than later (so that a resumed run would differ).
+                return tf.gather(tf.reshape(value, [-1, size, value.shape[1]]), part)
 
             self._forward_pass.begin(part)
             gradients = self._gradients(tf.nest.map_structure(rows, features), rows(labels), num_labels)
@@ -159,22 +167,70 @@ class MaskedPositionsHead(keras.Model):
 
 
 class DistilBertForMaskedLM(MaskedPositionsHead, TFDistilBertForMaskedLM):  # type: ignore[misc]
+    def encode_positions(
+        self, input_ids: tf.Tensor, attention_mask: tf.Tensor, positions: tf.Tensor, training: bool
+    ) -> tf.Tensor:
+        mask = tf.cast(attention_mask, tf.float32)
+        hidden_states = self.distilbert.embeddings(input_ids, training=training)
+        *layers, last = self.distilbert.transformer.layer
+        for layer in layers:
+            hidden_states = layer(hidden_states, mask, None, False, training=training)[0]
+        queries = tf.gather(hidden_states, positions, batch_dims=1)
+        attended = last.attention(queries, hidden_states, hidden_states, mask, None, False, training=training)[0]
+        attended = last.sa_layer_norm(attended + queries)
+        return last.output_layer_norm(last.ffn(attended, training=training) + attended)
+
     def predict_tokens(self, hidden_states: tf.Tensor, training: bool) -> tf.Tensor:
         hidden_states = self.vocab_layer_norm(self.act(self.vocab_transform(hidden_states)))
         return self.vocab_projector(hidden_states)
 
 
-class BertForMaskedLM(MaskedPositionsHead, TFBertForMaskedLM):  # type: ignore[misc]
+class BertEncoder:
+    """Mixin: the encoder of BERT and RoBERTa."""
+
+    base_model_prefix: str
+
+    def encode_positions(
+        self, input_ids: tf.Tensor, attention_mask: tf.Tensor, positions: tf.Tensor, training: bool
+    ) -> tf.Tensor:
+        encoder = getattr(self, self.base_model_prefix)
+        hidden_states = encoder.embeddings(input_ids=input_ids, training=training)
+        mask = -10000.0 * (1 - tf.cast(attention_mask[:, None, None, :], hidden_states.dtype))
+        *layers, last = encoder.encoder.layer
+        for layer in layers:
+            hidden_states = layer(hidden_states, mask, None, None, None, None, False, training=training)[0]
+        # The attention to another encoder's states, with this one's own.
+        attended = last.attention(
+            tf.gather(hidden_states, positions, batch_dims=1),
+            attention_mask=None,
+            head_mask=None,
+            encoder_hidden_states=hidden_states,
+            encoder_attention_mask=mask,
+            past_key_value=None,
+            output_attentions=False,
+            training=training,
+        )[0]
+        return last.bert_output(last.intermediate(attended), attended, training=training)
+
+
+class BertForMaskedLM(BertEncoder, MaskedPositionsHead, TFBertForMaskedLM):  # type: ignore[misc]
     def predict_tokens(self, hidden_states: tf.Tensor, training: bool) -> tf.Tensor:
         return self.mlm(hidden_states, training=training)
 
 
-class RobertaForMaskedLM(MaskedPositionsHead, TFRobertaForMaskedLM):  # type: ignore[misc]
+class RobertaForMaskedLM(BertEncoder, MaskedPositionsHead, TFRobertaForMaskedLM):  # type: ignore[misc]
     def predict_tokens(self, hidden_states: tf.Tensor, training: bool) -> tf.Tensor:
         return self.lm_head(hidden_states)
 
 
 class AlbertForMaskedLM(MaskedPositionsHead, TFAlbertForMaskedLM):  # type: ignore[misc]
+    def encode_positions(
+        self, input_ids: tf.Tensor, attention_mask: tf.Tensor, positions: tf.Tensor, training: bool
+    ) -> tf.Tensor:
+        # Its attention knows no queries apart from keys.
+        hidden_states = self.albert(input_ids, attention_mask, training=training)[0]
+        return tf.gather(hidden_states, positions, batch_dims=1)
+
     def predict_tokens(self, hidden_states: tf.Tensor, training: bool) -> tf.Tensor:
         return self.predictions(hidden_states, training=training)
 
