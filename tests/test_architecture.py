@@ -20,6 +20,7 @@ ORDER = [
     "tf_mlm.data.prepared",
     "tf_mlm.model",
     "tf_mlm.model.metrics",
+    "tf_mlm.model.ceiling",
     "tf_mlm.model.dropout",
     "tf_mlm.model.masked_lm_head",
     "tf_mlm.model.loading",

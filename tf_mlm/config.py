@@ -124,6 +124,9 @@ class TrainingConfig:
     )
     xla: Literal["auto", "off"] = _setting("auto", "element-wise clusters on CPU, the whole step on GPU")
     log_every: int = _setting(10, "steps between two progress lines and two step events", ge=1)
+    measure_ceiling: bool = _setting(
+        False, "time the matrix products of a step first, and report the share of that ceiling reached (MFU)"
+    )
     early_stopping_patience: int = _setting(0, "epochs without a better val_loss before stopping; 0 never stops", ge=0)
     example_sentences: tuple[str, ...] = Field(
         default=(

@@ -31,6 +31,7 @@ class MetricsLog(keras.callbacks.Callback):
         tokens_per_step: of a full batch.
         num_train_steps: after so many updates training stops, in the middle of an epoch if need be.
         logged_sums: summed loss and number of labels at the last step event, as the epoch under way counts them.
+        ceiling: tokens a second that the matrix products alone would allow; None where it was not measured.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class MetricsLog(keras.callbacks.Callback):
         log_every: int,
         first_step: int,
         logged_sums: tuple[float, float],
+        ceiling: float | None = None,
     ):
         super().__init__()
         self._supports_tf_logs = True  # else Keras reads every metric at every step
@@ -55,6 +57,7 @@ class MetricsLog(keras.callbacks.Callback):
         self._log_every = log_every
         self.step = first_step
         self.logged_sums = logged_sums
+        self._ceiling = ceiling
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._epoch = epoch + 1
@@ -73,7 +76,7 @@ class MetricsLog(keras.callbacks.Callback):
                 epoch=self._epoch,
                 loss=(sums[0] - self.logged_sums[0]) / max(sums[1] - self.logged_sums[1], 1),
                 learning_rate=float(self._schedule(self.step - 1)),
-                tokens_per_second=self._tokens_per_second(self._last_step, now - self._last_time),
+                **self._speed(self._last_step, now - self._last_time),
             )
             self.logged_sums, self._last_time, self._last_step = sums, now, self.step
         if self.step == self._num_train_steps:
@@ -99,7 +102,7 @@ class MetricsLog(keras.callbacks.Callback):
             val_masked_accuracy=float(logs["val_masked_accuracy"]),
             val_masked_accuracy_top_5=float(logs["val_masked_accuracy_top_5"]),
             learning_rate=float(self._schedule(self.step - 1)),
-            tokens_per_second=self._tokens_per_second(self._epoch_start_step, self._trained_until - self._epoch_start),
+            **self._speed(self._epoch_start_step, self._trained_until - self._epoch_start),
             seconds=round(seconds, 3),
         )
 
@@ -110,8 +113,12 @@ class MetricsLog(keras.callbacks.Callback):
                 "lower optimizer.learning_rate or set training.precision = 'float32'"
             )
 
-    def _tokens_per_second(self, since_step: int, seconds: float) -> float:
-        return round((self.step - since_step) * self._tokens_per_step / max(seconds, 1e-9), 1)
+    def _speed(self, since_step: int, seconds: float) -> dict[str, float]:
+        tokens_per_second = (self.step - since_step) * self._tokens_per_step / max(seconds, 1e-9)
+        speed = {"tokens_per_second": round(tokens_per_second, 1)}
+        if self._ceiling:
+            speed["mfu"] = round(tokens_per_second / self._ceiling, 4)
+        return speed
 
     def _emit(self, **event: Any) -> None:
         for sink in self._sinks:
@@ -223,6 +230,8 @@ class ProgressLines(keras.callbacks.Callback):
 
     def show(self, event: Event) -> None:
         speed = f"{event['tokens_per_second']:,.0f} tokens/s"
+        if "mfu" in event:
+            speed += f" ({event['mfu']:.0%} of the ceiling)"
         if event["event"] == "step":
             loss = f"loss {event['loss']:.4f}"
             self._bar.set_postfix_str(f"{loss}, {speed}")

@@ -180,6 +180,9 @@ def _summary(report: RunReport) -> str:
         ["Time", _duration(seconds)],
         ["Tokens per second, median of the epochs", _number(median(speeds) if speeds else None, "{:,.0f}")],
     ]
+    if "ceiling_tokens_per_second" in start and speeds:
+        ceiling = start["ceiling_tokens_per_second"]
+        facts.append(["Share of what the matrix products alone would allow", f"{median(speeds) / ceiling:.0%}"])
     validation = _table(["Validation", "Before training", "Best epoch"], measures)
     return f"## Summary\n\n{validation}\n\n{_table(['The run', ''], facts)}"
 

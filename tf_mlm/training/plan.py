@@ -1,13 +1,23 @@
-"""What a run will do, in steps, tokens, rates and memory, known before anything is trained."""
+"""What a run will do, in steps, tokens, rates, memory and time, known before anything is trained."""
 
+import resource
+import sys
+import time
 from dataclasses import dataclass
+from datetime import timedelta
+from statistics import median
 from typing import Any
+
+import tf_keras as keras
 
 from tf_mlm.config import Config
 from tf_mlm.data.masking import num_slots
-from tf_mlm.data.pipeline import steps_per_epoch
+from tf_mlm.data.pipeline import build_collator, build_train_dataset, build_validation_dataset, steps_per_epoch
+from tf_mlm.data.prepared import PreparedData
+from tf_mlm.model import ceiling
 from tf_mlm.model.optimizer import build_schedule, num_warmup_steps
 
+_TRIAL_STEPS = 5
 _LOGITS_COPIES = 10  # float32 arrays of that size alive at once: logits, their gradient, softmax; as measured
 
 
@@ -57,7 +67,7 @@ def describe_plan(config: Config, length: RunLength, model: Any, precision: str)
 
 
 def _memory_bytes(config: Config, model: Any, precision: str) -> float:
-    """Weights, gradients and Adam's two moments in float32; activations kept for the backward pass; logits."""
+    """Weights, gradients before and after clipping, Adam's moments; activations kept for the backward pass; logits."""
     dim, n_layers = model.config.hidden_size, model.config.num_hidden_layers
     sequences = config.training.batch_size / config.training.accumulate_steps
     positions = sequences * config.data.sequence_length
@@ -70,5 +80,80 @@ def _memory_bytes(config: Config, model: Any, precision: str) -> float:
     )
     slots = sequences * num_slots(config.data.sequence_length, config.masking.mlm_probability)
     logits = _LOGITS_COPIES * 4 * slots * model.config.vocab_size
-    runtime = 0.7 * 2**30  # TensorFlow and the libraries themselves, as measured
-    return 16 * model.count_params() + n_layers * per_layer + logits + runtime
+    runtime = 0.8 * 2**30  # TensorFlow and the libraries themselves, as measured
+    return (20 if precision == "float32" else 22) * model.count_params() + n_layers * per_layer + logits + runtime
+
+
+def measure_ceiling(config: Config, model: Any, precision: str) -> float:
+    """Tokens a second that the matrix products of the training step alone would allow here, measured now."""
+    sequences, length = config.training.batch_size, config.data.sequence_length
+    products = ceiling.step_products(model.config, sequences, length, num_slots(length, config.masking.mlm_probability))
+    return round(sequences * length / ceiling.measure_ceiling(products, precision), 1)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Seconds, by the clock, of one training step and of one validation; peak memory of the process, in bytes."""
+
+    step_seconds: float
+    validation_seconds: float
+    peak_bytes: int
+
+
+class _Clock(keras.callbacks.Callback):
+    """When each batch ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends: list[float] = []
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.ends.append(time.monotonic())
+
+    on_test_batch_end = on_train_batch_end
+
+    def median_seconds(self) -> float:
+        """Of a step; the first two are left out, since in them the step is traced and compiled."""
+        return median(b - a for a, b in zip(self.ends[1:], self.ends[2:], strict=False))
+
+
+def run_trial(config: Config, model: Any, tokenizer: Any, data: PreparedData) -> Trial:
+    """Train a few steps and validate a few batches. The model is of no use afterwards."""
+    seed, batch_size = config.training.seed, config.training.batch_size
+    train_dataset = build_train_dataset(
+        build_collator(data.train, tokenizer, config.masking, seed),
+        data.train_rows,
+        batch_size=batch_size,
+        seed=seed,
+        epochs=1,
+    )
+    validation_dataset = build_validation_dataset(
+        build_collator(data.validation, tokenizer, config.masking, seed, validation=True),
+        data.validation_rows,
+        batch_size=batch_size,
+    )
+    training, validation = _Clock(), _Clock()
+    model.fit_from(0, _TRIAL_STEPS, x=train_dataset, epochs=1, callbacks=[training])
+    model.evaluate(validation_dataset.repeat(), steps=_TRIAL_STEPS, verbose=0, callbacks=[validation])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    num_batches = steps_per_epoch(len(data.validation_rows), batch_size)
+    return Trial(training.median_seconds(), validation.median_seconds() * num_batches, peak)
+
+
+def describe_trial(config: Config, length: RunLength, trial: Trial) -> str:
+    """Rate, time of the whole run and memory, in lines for a reader."""
+    training = length.num_train_steps * trial.step_seconds
+    validation = (length.epochs + 1) * trial.validation_seconds  # once before training
+    rate = config.training.batch_size * config.data.sequence_length / trial.step_seconds
+    return "\n".join(
+        [
+            f"speed      {rate:>10,.0f} tokens/s in {_TRIAL_STEPS} trial steps, {trial.step_seconds:.3g} s a step",
+            f"time       {_duration(training + validation):>10} = {_duration(training)} of training and "
+            f"{_duration(validation)} of validation",
+            f"memory     {trial.peak_bytes / 2**30:>10.1f} GiB at the peak of the trial, on the host",
+        ]
+    )
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

@@ -26,7 +26,7 @@ from tf_mlm.serving.saved_model import export_saved_model
 from tf_mlm.training import callbacks
 from tf_mlm.training.checkpoint import Progress, load_checkpoint, model_variables, restore_variables
 from tf_mlm.training.model_card import Example, RunReport, build_model_card
-from tf_mlm.training.plan import RunLength, describe_plan
+from tf_mlm.training.plan import RunLength, describe_plan, describe_trial, measure_ceiling, run_trial
 from tf_mlm.training.run_directory import RunDirectory, write_whole, written_aside
 from tf_mlm.training.tensorboard import TensorBoardFiles
 
@@ -55,7 +55,10 @@ def train(config: Config, run: RunDirectory) -> None:
     )
     if progress.step == 0:
         print("validating the model before training", flush=True)
-        run.append_event(start_event(config, model, tokenizer, data, length, validation_dataset))
+        start = start_event(config, model, tokenizer, data, length, validation_dataset)
+        if config.training.measure_ceiling:
+            start["ceiling_tokens_per_second"] = measure_ceiling(config, model, environment["precision"])
+        run.append_event(start)
     seconds = fit(config, run, model, tokenizer, data, length, validation_dataset, progress)
     export(config, run, seconds)
 
@@ -203,6 +206,7 @@ def fit(
         log_every=config.training.log_every,
         first_step=progress.step,
         logged_sums=progress.logged_sums,
+        ceiling=events[0].get("ceiling_tokens_per_second"),
     )
     checkpoints = callbacks.Checkpoints(
         run,
@@ -303,6 +307,7 @@ def report(config: Config, run: RunDirectory, events: list[dict[str, Any]], mode
 
 
 def plan(config: Config) -> None:
-    """Say what `train` would do; nothing is trained and nothing written but the cache."""
-    model, _, data, length, environment = prepare(config)
-    print(describe(config, data, model, length, environment))
+    """Say what `train` would do, and by a few trial steps how fast; nothing is written but the cache."""
+    model, tokenizer, data, length, environment = prepare(config)
+    print(describe(config, data, model, length, environment), flush=True)
+    print(describe_trial(config, length, run_trial(config, model, tokenizer, data)))
