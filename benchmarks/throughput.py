@@ -1,0 +1,92 @@
+"""Training speed beside the peers, all on this machine, in turn, in one run.
+
+    pip install -c requirements.txt -e ".[bench]"
+    python benchmarks/throughput.py [--model NAME_OR_DIR] [--dataset NAME_OR_PATH] [--rounds 3]
+
+Every system trains DistilBERT from random weights on the same sequences of real reviews, 32 x 128 tokens a step, its
+own masking and input pipeline included. Each measurement is a process of its own (they need different versions of
+Keras); each round runs all of them, so that a machine that slows down slows all. Printed: median tokens/s over the
+timed steps of all rounds, the peak memory, and ratios. The ceiling is the time of the step's matrix products alone
+(tf_mlm.model.ceiling).
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+import transformers
+
+PEERS = Path(__file__).parent / "peers"
+OURS = "tf_mlm"
+SYSTEMS = {
+    OURS: ["ours.py", "--precision", "auto"],
+    "tf_mlm, float32": ["ours.py", "--precision", "float32"],
+    "stock Keras, float32": ["stock_keras.py"],
+    "stock Keras, bfloat16": ["stock_keras.py", "--precision", "bfloat16"],
+    "KerasHub, float32": ["keras_hub_model.py"],
+    "KerasHub, bfloat16": ["keras_hub_model.py", "--precision", "bfloat16"],
+    "PyTorch, float32": ["pytorch.py"],
+    "PyTorch, bfloat16": ["pytorch.py", "--precision", "bfloat16"],
+    "PyTorch, bfloat16, compiled": ["pytorch.py", "--precision", "bfloat16", "--compile"],
+    "ceiling": ["ceiling.py"],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="distilbert-base-uncased", help="its config and tokenizer are used")
+    parser.add_argument("--dataset", default="stanfordnlp/imdb")
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS), metavar="SYSTEM")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=5, help="timed steps a round")
+    parser.add_argument("--batch-size", type=int, default=32)
+    arguments = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder, "model")
+        for part in (transformers.AutoConfig, transformers.AutoTokenizer):
+            part.from_pretrained(arguments.model).save_pretrained(model)
+        sequences = Path(folder, "sequences.npy")
+        options = ["--model", model, "--batch-size", arguments.batch_size, "--steps", arguments.steps]
+        run_worker(["ours.py", "--dataset", arguments.dataset, "--write-sequences", sequences], options)
+        results: dict[str, list[dict]] = {name: [] for name in arguments.systems}
+        for _ in range(arguments.rounds):
+            for name in arguments.systems:
+                worker = SYSTEMS[name]
+                data = ["--dataset", arguments.dataset] if worker[0] == "ours.py" else ["--sequences", sequences]
+                results[name].append(run_worker(worker + data, options))
+                print(f"{name}: {results[name][-1]}", file=sys.stderr, flush=True)
+    print_table(results, arguments.batch_size)
+
+
+def run_worker(worker: list, options: list) -> dict:
+    command = [sys.executable, PEERS / worker[0], *worker[1:], *options]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, worker))} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1]) if done.stdout else {}
+
+
+def print_table(results: dict[str, list[dict]], batch_size: int) -> None:
+    speed = {
+        name: batch_size * 128 / median(second for run in runs for second in run["seconds"])
+        for name, runs in results.items()
+    }
+    memory = {name: max(run["peak_bytes"] for run in runs) / 2**30 for name, runs in results.items()}
+    print(f"{'':<29} {'tokens/s':>9} {'peak GiB':>9} {'ours / it':>10} {'it / ceiling':>13}")
+    for name in results:
+        ratio = f"{speed[OURS] / speed[name]:10.2f}" if OURS in speed else " " * 10
+        share = f"{speed[name] / speed['ceiling']:13.2f}" if "ceiling" in speed else ""
+        peak = f"{memory[name]:9.2f}" if name != "ceiling" else " " * 9
+        print(f"{name:<29} {speed[name]:9,.0f} {peak} {ratio} {share}")
+    stock = "stock Keras, float32"
+    if OURS in memory and stock in memory:
+        print(f"peak memory, ours / {stock}: {memory[OURS] / memory[stock]:.2f}")
+
+
+if __name__ == "__main__":
+    main()
