@@ -44,7 +44,7 @@ def _config(**overrides: str) -> Config:
 
 def _report(**changes) -> RunReport:
     report = RunReport("imdb-1", _config(), [START, *EPOCHS, END], 66_985_530, "distilbert", DATA, EXAMPLES,
-                       ENVIRONMENT, [])  # fmt: skip
+                       ENVIRONMENT, [], takes_strings=True)  # fmt: skip
     return dataclasses.replace(report, **changes)
 
 
