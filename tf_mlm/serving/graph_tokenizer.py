@@ -130,9 +130,11 @@ def why_not_in_graph(tokenizer: Any) -> str:
     """Why `tokenizer`, a fast one, cannot be a GraphTokenizer: a clause for a reader; empty if it can."""
     backend = tokenizer.backend_tokenizer
     settings = json.loads(backend.to_str())
-    kinds = [(settings[part] or {}).get("type") for part in ("model", "normalizer", "pre_tokenizer")]
-    if kinds != ["WordPiece", "BertNormalizer", "BertPreTokenizer"]:
-        return f"its tokenizer is {kinds[0]}, and TensorFlow's own ops can run none but BERT's WordPiece exactly"
+    parts = {"model": "WordPiece", "normalizer": "BertNormalizer", "pre_tokenizer": "BertPreTokenizer"}
+    for part, kind in parts.items():
+        found = (settings[part] or {}).get("type")
+        if found != kind:
+            return f"its tokenizer's {part} is {found}, and TensorFlow's own ops do exactly none but BERT's {kind}"
     if backend.encode("").ids != [tokenizer.cls_token_id, tokenizer.sep_token_id]:
         return "its tokenizer puts something else than one [CLS] and one [SEP] around a text"
     if settings["model"]["unk_token"] not in settings["model"]["vocab"]:
