@@ -201,6 +201,19 @@ def test_a_text_is_answered_the_same_whatever_is_in_the_batch(fill_mask: Any) ->
         np.testing.assert_allclose(alone["probabilities"][0], together["probabilities"][row, :masks], rtol=1e-4)
 
 
+def test_texts_of_many_lengths_have_their_own_answers_though_the_encoder_takes_them_in_parts(
+    fill_mask: Any, stock: tuple[Any, Any]
+) -> None:
+    from tf_mlm.serving.saved_model import _TOKENS_AT_ONCE
+
+    texts = [" ".join(["[MASK]", *["was the film"] * ((21 * row) % 120), "[MASK]"][row % 2 :]) for row in range(40)]
+    lengths = [len(ids) for ids in stock[1](texts)["input_ids"]]
+    assert sum(lengths) > 2 * _TOKENS_AT_ONCE and lengths != sorted(lengths)
+    answers = fill_mask(texts, k=2)
+    assert answers["status"].tolist() == [0] * 40 and set(answers["num_masks"].tolist()) == {1, 2}
+    assert_fills(answers, stock, texts, k=2)
+
+
 def test_filled_is_the_text_as_given_with_the_best_candidates_in_it(fill_mask: Any) -> None:
     answers = fill_mask(TEXTS)
     for row, text in enumerate(TEXTS):

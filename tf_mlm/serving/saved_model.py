@@ -13,6 +13,9 @@ from tf_mlm.serving.graph_tokenizer import GraphTokenizer, why_not_in_graph
 ANSWERED, NO_MASK, TOO_LONG, INVALID_UTF8 = range(4)
 """The values of `status`."""
 
+_TOKENS_AT_ONCE = 2048
+"""Of one pass through the encoder; a longer text has a pass of its own."""
+
 _IDS = tf.TensorSpec([None, None], tf.int32, "input_ids")
 _ATTENTION_MASK = tf.TensorSpec([None, None], tf.int32, "attention_mask")
 _TEXT = tf.TensorSpec([None], tf.string, "text")
@@ -82,8 +85,6 @@ def _build_fill_mask(model: Any, encoder: Any, tokenizer: Any, graph_tokenizer: 
         vocabulary[token_id] = token
     prefix = tokenizer.backend_tokenizer.model.continuing_subword_prefix
     mask_id, num_positions = tokenizer.mask_token_id, max_sequence_length(model.config)
-    # Runs where there is nothing to answer: the encoder takes no empty batch.
-    no_text = tf.ragged.constant([[tokenizer.cls_token_id, tokenizer.sep_token_id]], tf.int32)
 
     @tf.function(input_signature=[_TEXT, _K], autograph=False)
     def fill_mask(text: tf.Tensor, k: tf.Tensor = _DEFAULT_K) -> dict[str, tf.Tensor]:
@@ -98,12 +99,28 @@ def _build_fill_mask(model: Any, encoder: Any, tokenizer: Any, graph_tokenizer: 
 
         answered = tf.where(status == ANSWERED)
         rows = tf.gather_nd(ids, answered)
-        rows = tf.concat([rows, no_text[: tf.cast(tf.size(answered) == 0, tf.int32)]], axis=0)
-        input_ids = rows.to_tensor(tokenizer.pad_token_id)
-        attention_mask = tf.sequence_mask(rows.row_lengths(), dtype=tf.int32)
-        hidden_states = encoder(input_ids=input_ids, attention_mask=attention_mask, training=False)[0]
-        # The masks alone go on to the vocabulary; some heads want three dimensions.
-        at_masks = tf.boolean_mask(hidden_states, input_ids == mask_id)
+        by_length = tf.argsort(rows.row_lengths(), direction="DESCENDING")
+        rows = tf.gather(rows, by_length)
+        lengths = rows.row_lengths()
+
+        def encode_next(first: tf.Tensor, at_masks: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            end = tf.minimum(first + tf.maximum(_TOKENS_AT_ONCE // lengths[first], 1), rows.nrows())
+            input_ids = rows[first:end].to_tensor(tokenizer.pad_token_id)
+            attention_mask = tf.sequence_mask(lengths[first:end], dtype=tf.int32)
+            hidden_states = encoder(input_ids=input_ids, attention_mask=attention_mask, training=False)[0]
+            return end, tf.concat([at_masks, tf.boolean_mask(hidden_states, input_ids == mask_id)], axis=0)
+
+        # Texts of about one length at a time: less padding, and no text waits in memory for all the others.
+        _, at_masks = tf.while_loop(
+            lambda first, _: first < rows.nrows(),
+            encode_next,
+            [tf.constant(0, tf.int64), tf.zeros([0, model.config.hidden_size])],
+            shape_invariants=[tf.TensorShape([]), tf.TensorShape([None, model.config.hidden_size])],
+        )
+        masks_by_length = tf.gather(tf.gather_nd(num_masks, answered), by_length)
+        at_masks = tf.RaggedTensor.from_row_lengths(at_masks, masks_by_length, validate=False)
+        at_masks = tf.gather(at_masks, tf.math.invert_permutation(by_length)).values
+        # The masks alone go on to the vocabulary. Some heads want three dimensions.
         logits = model.predict_tokens(at_masks[tf.newaxis], training=False)[0]
         best = tf.math.top_k(logits, k)
         tokens = tf.gather(vocabulary, best.indices)
