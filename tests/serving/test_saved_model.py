@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.conftest import ROOT
 from tf_mlm.cli import main
 
 # Two sentences of different length, the second one padded.
@@ -415,3 +416,13 @@ def test_saved_model_cli_runs_the_signature_without_k(finished_run: Path, tmp_pa
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert np.load(tmp_path / "token_ids.npy").shape == (1, 1, 5)
+
+
+@pytest.mark.slow
+def test_the_lines_of_the_readme_and_of_the_card_run_where_there_is_only_tensorflow(finished_run: Path) -> None:
+    readme = (ROOT / "README.md").read_text().replace("runs/RUN/", "")
+    for page in (readme, (finished_run / "README.md").read_text()):
+        (code,) = [block for block in page.split("```python\n") if block.startswith("import tensorflow as tf\n")]
+        code = code.split("```")[0] + "\nimport sys; assert not {'transformers', 'tf_mlm'} & sys.modules.keys()"
+        result = subprocess.run([sys.executable, "-c", code], cwd=finished_run, capture_output=True, text=True)
+        assert result.returncode == 0 and "tf.Tensor" in result.stdout, result.stderr

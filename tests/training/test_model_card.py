@@ -198,6 +198,14 @@ def test_how_to_load_it(model_type, architecture, sentence):
     assert "python -m tf_mlm fill-mask . 'A [MASK] film.'" in card
 
 
+@pytest.mark.parametrize("takes_strings", [True, False])
+def test_the_saved_model_is_called_by_a_signature_that_it_has(takes_strings):
+    code = build_model_card(_report(takes_strings=takes_strings)).split("```python\n")[2].split("```")[0]
+    compile(code, "card", "exec")
+    assert ('signatures["fill_mask"]' in code) == ("text=" in code) == takes_strings
+    assert ('signatures["logits"](input_ids=' in code) != takes_strings
+
+
 def test_text_cannot_break_a_table():
     example = Example("a|b `c`\nd *e* [MASK](f) <g>", [("|", 0.5), ("`", 0.25)], [("__x__", 0.5), ("", 0.1)])
     card = build_model_card(_report(examples=[example]))
