@@ -229,7 +229,7 @@ def tokenize(trained_cased: Any) -> Any:
     return in_graph(trained_cased)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(texts=st.lists(st.one_of(st.binary(max_size=6), st.text(max_size=6).map(str.encode)), min_size=1, max_size=20))
 def test_what_is_not_strict_utf8_is_told_and_leaves_the_others_as_they_are(
     tokenize: Any, trained_cased: Any, texts: list[bytes]
