@@ -29,6 +29,7 @@ ORDER = [
     "tf_mlm.serving.fill_mask",
     "tf_mlm.serving.explain",
     "tf_mlm.serving.evaluate",
+    "tf_mlm.serving.graph_tokenizer",
     "tf_mlm.serving.saved_model",
     "tf_mlm.training",
     "tf_mlm.training.run_directory",

@@ -328,8 +328,10 @@ def _export(arguments: argparse.Namespace) -> None:
     from tf_mlm.serving.saved_model import export_saved_model
     from tf_mlm.training.run_directory import written_aside
 
-    model, _ = load_trained(name)
+    model, tokenizer = load_trained(name)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     with written_aside(arguments.output) as aside:
-        export_saved_model(model, aside)
+        why_no_strings = export_saved_model(model, tokenizer, aside)
     print(f"SavedModel in {arguments.output}")
+    if why_no_strings:
+        print(why_no_strings)

@@ -44,7 +44,7 @@ def _config(**overrides: str) -> Config:
 
 def _report(**changes) -> RunReport:
     report = RunReport("imdb-1", _config(), [START, *EPOCHS, END], 66_985_530, "distilbert", DATA, EXAMPLES,
-                       ENVIRONMENT, [])  # fmt: skip
+                       ENVIRONMENT, [], takes_strings=True)  # fmt: skip
     return dataclasses.replace(report, **changes)
 
 
@@ -196,6 +196,14 @@ def test_how_to_load_it(model_type, architecture, sentence):
     assert f'model = {architecture}.from_pretrained("model")' in code
     assert f"print(fill({sentence}))" in code
     assert "python -m tf_mlm fill-mask . 'A [MASK] film.'" in card
+
+
+@pytest.mark.parametrize("takes_strings", [True, False])
+def test_the_saved_model_is_called_by_a_signature_that_it_has(takes_strings):
+    code = build_model_card(_report(takes_strings=takes_strings)).split("```python\n")[2].split("```")[0]
+    compile(code, "card", "exec")
+    assert ('signatures["fill_mask"]' in code) == ("text=" in code) == takes_strings
+    assert ('signatures["logits"](input_ids=' in code) != takes_strings
 
 
 def test_text_cannot_break_a_table():

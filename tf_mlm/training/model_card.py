@@ -43,6 +43,7 @@ class RunReport:
             training documents is the validation) and {train,validation}_tokens_packed (tokens in all sequences).
         environment: versions by package, platform, processor, precision and precision_reason, xla.
         new_weights: names of the weights that the starting checkpoint did not hold.
+        takes_strings: the SavedModel has the signature `fill_mask`.
     """
 
     run_name: str
@@ -54,6 +55,7 @@ class RunReport:
     examples: list[Example]
     environment: dict[str, Any]
     new_weights: list[str]
+    takes_strings: bool
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         return [event for event in self.events if event["event"] == kind]
@@ -212,11 +214,23 @@ python -m tf_mlm fill-mask . {shlex.quote(sentence)}
 python -m tf_mlm evaluate .
 ```
 
-With TensorFlow alone, from the SavedModel written when a run ends; `ids` and `mask` are int32, [batch, length]:
+{_with_tensorflow_alone(report, sentence)}"""
+
+
+def _with_tensorflow_alone(report: RunReport, sentence: str) -> str:
+    if report.takes_strings:
+        what = "strings in, filled words out"
+        call = f'fill = model.signatures["fill_mask"]\nprint(fill(text=tf.constant([{sentence!r}]), k=tf.constant(5)))'
+    else:
+        what = "`ids` and `mask` are int32, [batch, length]"
+        call = 'logits = model.signatures["logits"](input_ids=ids, attention_mask=mask)["logits"]'
+    return f"""With TensorFlow alone, from the SavedModel written when a run ends; {what}:
 
 ```python
-serve = tf.saved_model.load("saved_model").signatures["serving_default"]
-logits = serve(input_ids=ids, attention_mask=mask)["logits"]
+import tensorflow as tf
+
+model = tf.saved_model.load("saved_model")
+{call}
 ```"""
 
 

@@ -265,7 +265,9 @@ def export(config: Config, run: RunDirectory, seconds: float) -> None:
     """From the best model: SavedModel, fills, model card. The end event comes last, the checkpoints go after it."""
     model, tokenizer = load_trained(str(run.model_path))
     with written_aside(run.saved_model_path) as aside:
-        export_saved_model(model, aside)
+        why_no_strings = export_saved_model(model, tokenizer, aside)
+    if why_no_strings:
+        print(f"export     {why_no_strings}")
     events = run.read_events()
     epochs = [event for event in events if event["event"] == "epoch"]
     best = min(epochs, key=lambda event: event["val_loss"])
@@ -278,7 +280,10 @@ def export(config: Config, run: RunDirectory, seconds: float) -> None:
         "seconds": round(seconds, 3),
         "fills": fill_examples(config, model, tokenizer),
     }
-    write_whole(run.path / "README.md", build_model_card(report(config, run, [*events, end], model.config.model_type)))
+    write_whole(
+        run.path / "README.md",
+        build_model_card(report(config, run, [*events, end], model.config.model_type, not why_no_strings)),
+    )
     run.append_event(end)
     shutil.rmtree(run.checkpoints_path, ignore_errors=True)
     sentence = next(iter(config.training.example_sentences), "This is a great [MASK].")
@@ -290,7 +295,9 @@ def export(config: Config, run: RunDirectory, seconds: float) -> None:
     )
 
 
-def report(config: Config, run: RunDirectory, events: list[dict[str, Any]], model_type: str) -> RunReport:
+def report(
+    config: Config, run: RunDirectory, events: list[dict[str, Any]], model_type: str, takes_strings: bool
+) -> RunReport:
     environment = json.loads(run.environment_path.read_text())
     fills = zip(config.training.example_sentences, events[0]["fills"], events[-1]["fills"], strict=True)
     return RunReport(
@@ -303,6 +310,7 @@ def report(config: Config, run: RunDirectory, events: list[dict[str, Any]], mode
         examples=[Example(*fill) for fill in fills],
         environment=environment,
         new_weights=environment["new_weights"],
+        takes_strings=takes_strings,
     )
 
 

@@ -1,0 +1,187 @@
+"""BERT's tokenizer inside the graph: strings to ids by TensorFlow's own ops, to the id what the Hugging Face one gives.
+
+A SavedModel that holds it takes strings wherever TensorFlow runs: no tensorflow_text, no Python.
+"""
+
+import itertools
+import json
+import re
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tokenizers import Tokenizer, normalizers
+
+_NUM_CODE_POINTS = 0x110000
+_SURROGATES = range(0xD800, 0xE000)  # no text holds them
+_PAGE = 256
+_PRIVATE_USE = range(0x10F000, 0x10FFFE)
+_NO_KEY = -2
+
+
+class GraphTokenizer(tf.Module):
+    """Callable in a graph, and saved with it.
+
+    BERT's normaliser and pre-tokenizer work code point by code point, so a table of what each code point becomes, asked
+    of the tokenizer itself, does what they do. A code point that no token holds makes its word unknown whatever it is,
+    so that all of those share one entry.
+    """
+
+    def __init__(self, tokenizer: Any):
+        """`tokenizer`: a fast one for which `why_not_in_graph` has nothing to say."""
+        super().__init__()
+        backend = tokenizer.backend_tokenizer
+        settings = json.loads(backend.to_str())
+        vocab, prefix = settings["model"]["vocab"], settings["model"]["continuing_subword_prefix"]
+        alphabet = set().union(*vocab)
+        added = {token["content"]: token["id"] for token in settings["added_tokens"]}
+        private = (chr(code) for code in _PRIVATE_USE if chr(code) not in alphabet)
+        # What the text itself holds of the sentinels becomes `unknown`, which is dropped or unknown as they would be.
+        self._unknown = next(private)
+        self._sentinels = {token: next(private) for token in added}
+        entries = _replacements(backend, alphabet, self._unknown)
+        for sentinel in self._sentinels.values():
+            entries[ord(sentinel)] = f" {sentinel} "
+        # Most pages are alike.
+        pages = [tuple(entries[first : first + _PAGE]) for first in range(0, _NUM_CODE_POINTS, _PAGE)]
+        page_numbers = {page: number for number, page in enumerate(dict.fromkeys(pages))}
+        numbers = {entry: number for number, entry in enumerate(dict.fromkeys(itertools.chain(*page_numbers)))}
+        self._entries = tf.constant(list(numbers))
+        self._pages = tf.constant([[numbers[entry] for entry in page] for page in page_numbers])
+        self._page_of = tf.constant([page_numbers[page] for page in pages])
+        # The start of a word is marked by a space, which is in no word, and a token inside one has lost its prefix.
+        keys = {f" {token}": id for token, id in vocab.items() if " " not in token}
+        keys |= {t.removeprefix(prefix): id for t, id in vocab.items() if t.startswith(prefix) and " " not in t}
+        keys |= {f" {sentinel}": added[token] for token, sentinel in self._sentinels.items()}
+        keys.pop("", None)
+        self._longest_key = max(len(key.encode()) for key in keys)
+        self._ids = tf.lookup.StaticHashTable(
+            tf.lookup.KeyValueTensorInitializer(list(keys), np.array(list(keys.values()), np.int32)), _NO_KEY
+        )
+        self._unknown_id = vocab[settings["model"]["unk_token"]]
+        self._max_characters = settings["model"]["max_input_chars_per_word"]
+        self._first_id, self._last_id = tokenizer.cls_token_id, tokenizer.sep_token_id
+
+    def __call__(self, texts: tf.Tensor) -> tuple[tf.RaggedTensor, tf.Tensor]:
+        """Ids of each text with [CLS] and [SEP] around, int32 [batch, (length)], and whether it is valid, bool [batch].
+
+        Args:
+            texts: string [batch]. One that is not strict UTF-8 is not valid, and gets the ids of an empty text.
+        """
+        is_valid = tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="ignore") == texts
+        texts = tf.where(is_valid, texts, "")
+        texts = tf.strings.regex_replace(texts, f"[{''.join(self._sentinels.values())}]", self._unknown)
+        for token, sentinel in self._sentinels.items():
+            texts = tf.strings.regex_replace(texts, re.escape(token), sentinel)
+        code_points = tf.strings.unicode_decode(texts, "UTF-8")
+        codes = code_points.values
+        places = tf.stack([tf.gather(self._page_of, codes // _PAGE), codes % _PAGE], axis=1)
+        replaced = tf.gather(self._entries, tf.gather_nd(self._pages, places))
+        words = tf.strings.split(
+            tf.strings.unsorted_segment_join(replaced, code_points.value_rowids(), code_points.nrows())
+        )
+        ids = words.with_values(self._match(words.values)).merge_dims(1, 2)
+        ends = tf.ones([ids.nrows(), 1], tf.int32)
+        return tf.concat([ends * self._first_id, ids, ends * self._last_id], axis=1), is_valid
+
+    def _match(self, words: tf.Tensor) -> tf.RaggedTensor:
+        """Ids of each word, int32 [words, (pieces)], the longest token first: all words at once, a piece a step."""
+        # Columns of id + 1; 0 where a word has ended, negative where it is unknown.
+        is_too_long = tf.strings.length(words, unit="UTF8_CHAR") > self._max_characters
+        pieces = tf.where(is_too_long, -1, 0)[:, tf.newaxis]
+        unmatched = tf.where(~is_too_long)
+
+        def match_next(rest: tf.Tensor, unmatched: tf.Tensor, pieces: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            num_bytes = tf.strings.length(rest)
+            lengths = tf.range(tf.minimum(self._longest_key, tf.reduce_max(num_bytes)), 0, -1)
+            # A cut inside a character is no key: keys are valid UTF-8.
+            starts = tf.strings.substr(
+                rest[:, tf.newaxis], tf.zeros_like(lengths)[tf.newaxis], lengths[tf.newaxis], unit="BYTE"
+            )
+            ids = self._ids.lookup(starts)
+            longest = tf.argmax(tf.cast(ids != _NO_KEY, tf.int32), axis=1)
+            ids = tf.gather(ids, longest, batch_dims=1)
+            column = tf.scatter_nd(unmatched, ids + 1, tf.shape(pieces, tf.int64)[:1])
+            rest = tf.strings.substr(rest, tf.minimum(tf.gather(lengths, longest), num_bytes), num_bytes)
+            goes_on = (ids != _NO_KEY) & (rest != "")
+            return (
+                tf.boolean_mask(rest, goes_on),
+                tf.boolean_mask(unmatched, goes_on),
+                tf.concat([pieces, column[:, tf.newaxis]], axis=1),
+            )
+
+        rest = tf.strings.join([" ", tf.gather_nd(words, unmatched)])
+        _, _, pieces = tf.while_loop(
+            lambda rest, *_: tf.size(rest) > 0,
+            match_next,
+            [rest, unmatched, pieces],
+            shape_invariants=[tf.TensorShape([None]), tf.TensorShape([None, 1]), tf.TensorShape([None, None])],
+        )
+        is_unknown = tf.reduce_any(pieces < 0, axis=1, keepdims=True)
+        only_unknown = tf.one_hot(0, tf.shape(pieces)[1], self._unknown_id + 1, 0)
+        pieces = tf.where(is_unknown, only_unknown, pieces)
+        is_piece = pieces > 0
+        return tf.RaggedTensor.from_row_lengths(
+            tf.boolean_mask(pieces, is_piece) - 1, tf.math.count_nonzero(is_piece, axis=1), validate=False
+        )
+
+
+def why_not_in_graph(tokenizer: Any) -> str:
+    """Why `tokenizer`, a fast one, cannot be a GraphTokenizer: a clause for a reader; empty if it can."""
+    backend = tokenizer.backend_tokenizer
+    settings = json.loads(backend.to_str())
+    parts = {"model": "WordPiece", "normalizer": "BertNormalizer", "pre_tokenizer": "BertPreTokenizer"}
+    for part, kind in parts.items():
+        found = (settings[part] or {}).get("type")
+        if found != kind:
+            return f"its tokenizer's {part} is {found}, and TensorFlow's own ops do exactly none but BERT's {kind}"
+    if backend.encode("").ids != [tokenizer.cls_token_id, tokenizer.sep_token_id]:
+        return "its tokenizer puts something else than one [CLS] and one [SEP] around a text"
+    if settings["model"]["unk_token"] not in settings["model"]["vocab"]:
+        return "its vocabulary has no token for unknown words"
+    added = settings["added_tokens"]
+    # lstrip and rstrip only take whitespace away, of which WordPiece sees nothing anyway.
+    for token in added:
+        if token["normalized"] or token["single_word"]:
+            return f"its added token {token['content']!r} is searched for in normalised text, or as a whole word"
+    contents = [token["content"] for token in added]
+    for one in contents:
+        for other in contents:
+            if one is not other and (one in other or any(one.endswith(other[:n]) for n in range(1, len(other)))):
+                return f"its added tokens {one!r} and {other!r} can overlap"
+    # Marks are put into an order by their class. Those of the vocabulary must have one class, or none be moved.
+    marks = [c for c in set().union(*settings["model"]["vocab"]) if _moves(c) and c in _normalized(backend, c)]
+    if any(_normalized(backend, one + other) != one + other for one in marks for other in marks):
+        return "its vocabulary holds combining marks that the normaliser moves"
+    return ""
+
+
+def _moves(character: str) -> bool:
+    """Whether Unicode's canonical order moves it behind U+0334, whose class is the lowest."""
+    return normalizers.NFD().normalize_str(f"{character}\u0334").startswith("\u0334")
+
+
+def _normalized(backend: Tokenizer, text: str) -> str:
+    """The normal form of `text` behind a letter."""
+    return backend.normalizer.normalize_str(f"a{text}")[1:]
+
+
+def _replacements(backend: Tokenizer, alphabet: set[str], unknown: str) -> list[str]:
+    """What each code point becomes, spaces where words end; each character outside `alphabet` becomes `unknown`."""
+    entries = [""] * _NUM_CODE_POINTS
+    kept = alphabet - {" "}
+    for first in range(0, _NUM_CODE_POINTS, _PAGE):
+        # Between zeros, to which nothing joins and which nothing else becomes.
+        codes = [code for code in range(first, first + _PAGE) if code not in _SURROGATES and code != ord("0")]
+        if not codes:
+            continue
+        row = f"0{'0'.join(map(chr, codes))}0"
+        pieces = backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(row))
+        if len(pieces) == 1 and pieces[0][0] == row and kept.isdisjoint(row[1::2]):
+            entries[first : first + _PAGE] = [unknown] * _PAGE  # most pages, and the fast way
+            continue
+        found = " ".join(piece for piece, _ in pieces).split("0")[1:-1]
+        for code, text in zip(codes, found, strict=True):
+            entries[code] = "".join(c if c in kept or c == " " else unknown for c in text)
+    entries[ord("0")] = "0" if "0" in kept else unknown
+    return entries
