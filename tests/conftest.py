@@ -1,7 +1,9 @@
 """Fixtures that all tests share. Hugging Face's caches are kept apart from the user's."""
 
 import os
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,14 @@ os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # as the commands do wher
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(autouse=True)
+def _float32() -> Iterator[None]:
+    """A command leaves its precision in force, and the next test would compute in it."""
+    yield
+    if "tf_keras" in sys.modules:
+        sys.modules["tf_keras"].mixed_precision.set_global_policy("float32")
 
 
 @pytest.fixture(scope="session")

@@ -290,6 +290,7 @@ def test_the_bare_default_off_line_is_the_sample_with_a_banner_before_and_after(
     banner = "THE HUB IS OUT OF REACH, SO THIS IS THE SAMPLE"
     before, between, after = out.split(banner)
     assert before.strip("=\n") == "" and "4 epochs" in between
+    assert "tokens/s in 5 trial steps" in between and "of validation" in between
     assert "model.name = 'distilbert-base-uncased'" in after
     assert not Path("runs").exists()
 

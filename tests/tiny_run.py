@@ -38,7 +38,7 @@ seed = 7
 example_sentences = ["This is a [MASK] film.", "The [MASK] was [MASK]."]
 """
 STEPS_PER_EPOCH = 10
-TIMES = ("tokens_per_second", "seconds")
+TIMES = ("tokens_per_second", "seconds", "ceiling_tokens_per_second", "mfu")
 
 
 def train(folder: Path, *flags: str, name: str = "tiny") -> int:

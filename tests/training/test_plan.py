@@ -80,6 +80,17 @@ def test_the_plan_says_when_the_last_epoch_is_cut_short(plan):
     assert lines[0] == "steps              70 = 2 epochs of 50, the last one cut short, batch 32, warmup 4"
 
 
+def test_a_trial_is_told_as_rate_time_and_memory(plan):
+    settings = config(epochs=2, batch_size=32)
+    length = plan.RunLength.of(settings, 1600)  # 100 steps, and 3 validations
+    trial = plan.Trial(step_seconds=4.0, validation_seconds=20.0, peak_bytes=3 * 2**30)
+    assert plan.describe_trial(settings, length, trial).splitlines() == [
+        "speed           1,024 tokens/s in 5 trial steps, 4 s a step",
+        "time          0:07:40 = 0:06:40 of training and 0:01:00 of validation",
+        "memory            3.0 GiB at the peak of the trial, on the host",
+    ]
+
+
 def gib(plan, **training) -> float:
     settings = config(**training)
     lines = plan.describe_plan(

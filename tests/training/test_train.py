@@ -309,6 +309,21 @@ def test_num_train_steps_ends_training_in_the_middle_of_an_epoch(tmp_path: Path)
     assert events[-2]["learning_rate"] == pytest.approx(5e-3 * 1 / 14, rel=1e-4)  # decayed over 14 steps
 
 
+def test_the_share_of_the_ceiling_is_told_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--training.num_train_steps", "14", "--training.measure_ceiling", "true", "--output-dir", "RUN")
+    with pytest.MonkeyPatch.context() as patch:
+        send_signal(patch, "on_train_batch_end", at_step=6)
+        assert train(tmp_path, *flags) == 143
+    assert train(tmp_path, *flags, "--resume") == 0  # by the ceiling that was measured at the start
+    start, *events, _ = read_metrics(tmp_path / "RUN")
+    ceiling = start["ceiling_tokens_per_second"]
+    assert ceiling > 0
+    for event in events:
+        assert event["mfu"] == pytest.approx(event["tokens_per_second"] / ceiling, abs=1e-4)
+    assert "% of the ceiling)" in capsys.readouterr().err
+    assert "| Share of what the matrix products alone would allow |" in (tmp_path / "RUN" / "README.md").read_text()
+
+
 def test_early_stopping_ends_the_run_after_so_many_epochs_without_gain_and_keeps_the_best(tmp_path: Path) -> None:
     # So small a rate that float32 weights barely move: sooner or later an epoch is no better. With a rate that is
     # exactly 0 from the second epoch on, the second and third are equal to the first, and equal is no gain.
