@@ -277,6 +277,11 @@ def test_resume_needs_an_unfinished_run(capsys: Capture, finished_run: Path) -> 
         assert "finished run" in capsys.readouterr().out
         assert train_main(["--resume", "RUN", "--seed", "8"]) == 2
         assert "training.seed = 8 where the run has 7" in capsys.readouterr().err
+        assert train_main(["--resume", "RUN", "--epochs", "9"]) == 2
+        assert (
+            "training.epochs = 9 where the run has 3; leave it as it was, to train on, start a new run with "
+            "--model RUN/model (" in capsys.readouterr().err
+        )
 
 
 # The bare default off-line

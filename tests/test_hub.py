@@ -58,7 +58,7 @@ def test_check_local_gives_the_path_with_the_home_folder_put_in(tmp_path, monkey
 @pytest.fixture
 def online(monkeypatch) -> None:
     """The environment of someone who has set nothing; what `connect` sets is undone."""
-    for name in ("HF_HUB_OFFLINE", "HF_ENDPOINT"):
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_ENDPOINT"):
         monkeypatch.setenv(name, "")
     monkeypatch.setenv("NO_PROXY", "*")
 
@@ -146,13 +146,14 @@ def test_the_wait_leaves_room_within_fifteen_seconds():
 
 
 @pytest.mark.parametrize("value", ["1", "on", "YES", "True"])
-def test_someone_who_is_offline_by_choice_is_not_kept_waiting(online, monkeypatch, value):
+@pytest.mark.parametrize("name", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
+def test_someone_who_is_offline_by_choice_is_not_kept_waiting(online, monkeypatch, name, value):
     asked: list[str] = []
     with serving(200, asked) as endpoint:
         monkeypatch.setenv("HF_ENDPOINT", endpoint)
-        monkeypatch.setenv("HF_HUB_OFFLINE", value)
+        monkeypatch.setenv(name, value)
         hub.connect()
-    assert asked == [] and os.environ["HF_HUB_OFFLINE"] == value
+    assert asked == [] and os.environ[name] == value
 
 
 def test_the_endpoint_is_the_hub_unless_set(online, monkeypatch):

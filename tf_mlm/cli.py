@@ -1,7 +1,6 @@
 """From the command line to a call, and from what ends it early to one line and an exit code."""
 
 import argparse
-import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -158,7 +157,8 @@ def _train_or_resume(config: Config, arguments: argparse.Namespace, overrides: d
             resumed = newest_unfinished_run(Path("runs"))
             if resumed is None:
                 raise Refused(
-                    "--resume: there is no unfinished run under runs/; name one, or start one without --resume"
+                    "--resume: there is no unfinished run under runs/, but for those at work and those that ended with "
+                    "exit code 3; name one, or start one without --resume"
                 )
         if arguments.resume != _NEWEST or (resumed / "config.toml").exists():
             return _resume(resumed, arguments, overrides)
@@ -166,7 +166,7 @@ def _train_or_resume(config: Config, arguments: argparse.Namespace, overrides: d
     from tf_mlm.training.train import plan, train
 
     if arguments.plan:
-        return plan(config)
+        return plan(config, path)
     run = RunDirectory.create(path)
     try:
         train(config, run)
@@ -185,29 +185,31 @@ def _resume(path: Path, arguments: argparse.Namespace, overrides: dict[str, Any]
     try:
         # What neither the file nor a flag names stays as the run has it.
         config = load_config(arguments.config or run.config_path, overrides)
-        _check_same(path, load_config(run.config_path), config)
-        if run.is_finished():
+        finished = run.is_finished()
+        way_on = f"to train on, start a new run with --model {path}/model" if finished else "or start a new run"
+        _check_same(path, load_config(run.config_path), config, way_on)
+        if finished:
             shutil.rmtree(run.checkpoints_path, ignore_errors=True)  # if it was killed while it tidied up
-            print(f"{path} is a finished run; nothing to do. To train on, start a new run with --model {path}/model")
+            print(f"{path} is a finished run; nothing to do; {way_on}")
             return
         _start_libraries(config, arguments.verbose)
         from tf_mlm.training.train import plan, train
 
         if arguments.plan:
-            return plan(config)
+            return plan(config, path)
         train(config, run)
     finally:
         run.release()
 
 
-def _check_same(path: Path, stored: Config, given: Config) -> None:
+def _check_same(path: Path, stored: Config, given: Config, way_on: str) -> None:
     for name in setting_fields():
         section, key = name.split(".")
         before, now = (asdict(config)[section][key] for config in (stored, given))
         if before != now and name not in _MAY_CHANGE_ON_RESUME:
             raise Refused(
-                f"--resume {path}: {name} = {now!r} where the run has {before!r}; leave it as it was or start a new "
-                f"run (what may change is {', '.join(_MAY_CHANGE_ON_RESUME)})"
+                f"--resume {path}: {name} = {now!r} where the run has {before!r}; leave it as it was, "
+                f"{way_on} (what may change is {', '.join(_MAY_CHANGE_ON_RESUME)})"
             )
 
 
@@ -270,11 +272,12 @@ def _fill_mask(arguments: argparse.Namespace) -> None:
         raise Refused(f"--top-k {arguments.top_k}: must be at least 1")
     model, tokenizer = _load_trained(arguments.model)
     from tf_mlm.serving.fill_mask import describe_fills, fill_masks
+    from tf_mlm.training.run_directory import dump_json
 
     for sentence in arguments.sentences:
         gaps = fill_masks(model, tokenizer, sentence, arguments.top_k)
         if arguments.json:
-            print(json.dumps({"sentence": sentence, "fills": [[fill._asdict() for fill in gap] for gap in gaps]}))
+            print(dump_json({"sentence": sentence, "fills": [[fill._asdict() for fill in gap] for gap in gaps]}))
         else:
             print(describe_fills(sentence, gaps))
 
@@ -306,10 +309,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         config = replace(config, data=replace(data, **{name: getattr(config.data, name) for name in kept}))
     _start_libraries(config, verbose=False)
     from tf_mlm.serving.evaluate import evaluate_model
+    from tf_mlm.training.run_directory import dump_json
 
     metrics = evaluate_model(config, own_data=arguments.dataset is None)
     if arguments.json:
-        print(json.dumps(metrics))
+        print(dump_json(metrics))
     else:
         print(
             f"loss             {metrics['loss']:.4f} nats a masked token\n"

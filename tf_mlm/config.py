@@ -127,6 +127,9 @@ class TrainingConfig:
     measure_ceiling: bool = _setting(
         False, "time the matrix products of a step first, and report the share of that ceiling reached (MFU)"
     )
+    max_bad_steps: int = _setting(
+        3, "steps in a row whose loss or gradient is not finite before the run goes back to a checkpoint, once", ge=1
+    )
     early_stopping_patience: int = _setting(0, "epochs without a better val_loss before stopping; 0 never stops", ge=0)
     example_sentences: tuple[str, ...] = Field(
         default=(

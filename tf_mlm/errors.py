@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 
 class Refused(ValueError):
@@ -15,9 +16,19 @@ class HubOutOfReach(Refused):
 
 
 class NonFiniteLoss(ArithmeticError):
-    """The loss is no longer a finite number."""
+    """The loss, its gradient or a weight is not a finite number.
+
+    Attributes:
+        num_steps: how many steps in a row, up to the last, show it; 0 where no step does.
+        progress: how far the run had come, once `fit` has said so.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, num_steps: int = 0):
+        super().__init__(message)
+        self.num_steps = num_steps
+        self.progress: Any = None
 
 
 class Interrupted(Exception):
@@ -33,5 +44,7 @@ def writing_failed(*kinds: type[Exception]) -> Iterator[None]:
     """Raise OSError in place of `kinds`, the errors of a library that writes its files without Python's help."""
     try:
         yield
+    except OSError:
+        raise
     except kinds as error:
         raise OSError(str(error)) from error

@@ -278,6 +278,15 @@ def test_a_changed_file_is_read_again(tmp_path):
     assert sorted(texts(found.train) + texts(found.validation)) == ["a", "c"]
 
 
+def test_a_changed_reader_reads_every_file_again(tmp_path, monkeypatch):
+    file = put(tmp_path / "a.txt", "a", "b")
+    load(file)
+    monkeypatch.setattr(module, "read_documents", lambda *arguments: iter(["c", "d"]))
+    monkeypatch.setattr(module, "_READER_VERSION", "another")
+    found = load(file)
+    assert sorted(texts(found.train) + texts(found.validation)) == ["c", "d"]
+
+
 # --- fingerprints
 
 

@@ -13,6 +13,7 @@ from tf_mlm.data.pipeline import (
     build_train_dataset,
     build_validation_dataset,
     epoch_order,
+    rows_of_batch,
     steps_per_epoch,
 )
 from tf_mlm.data.sequences import Sequences
@@ -56,9 +57,9 @@ class Recorder:
 ROWS = np.array([3, 4, 5, 8, 9, 12, 20, 21, 22, 29])  # 10 of 30: 3 batches of 4 an epoch, 2 filler rows
 
 
-def train_batches(num_batches: int, first_step: int = 0, seed: int = 42, epochs: int = 3, source=None) -> list[tuple]:
+def train_batches(num_batches: int, first_batch: int = 0, seed: int = 42, epochs: int = 3, source=None) -> list[tuple]:
     dataset = build_train_dataset(
-        source or collator(), ROWS, batch_size=BATCH, seed=seed, epochs=epochs, first_step=first_step
+        source or collator(), ROWS, batch_size=BATCH, seed=seed, epochs=epochs, first_batch=first_batch
     )
     return list(dataset.take(num_batches).as_numpy_iterator())
 
@@ -132,8 +133,8 @@ def test_each_example_is_masked_as_the_collator_masks_it_alone(tensorflow):
 
 def test_begun_at_any_step_the_batches_are_those_of_an_uninterrupted_pass(tensorflow):
     whole = train_batches(9)
-    for first_step in (1, 3, 5, 8):
-        assert_equal(train_batches(9 - first_step, first_step), whole[first_step:])
+    for first_batch in (1, 3, 5, 8):
+        assert_equal(train_batches(9 - first_batch, first_batch), whole[first_batch:])
 
 
 def test_begun_at_a_step_nothing_before_it_is_read(tensorflow):
@@ -143,7 +144,7 @@ def test_begun_at_a_step_nothing_before_it_is_read(tensorflow):
     in_order = [(epoch, int(index)) for epoch in (1, 2, 3) for index in ROWS[epoch_order(10, 42, epoch)]]
     assert whole.asked == {*in_order, (1, -1), (2, -1), (3, -1)}
     late = Recorder(collator())
-    train_batches(4, first_step=5, source=late)  # the third batch of epoch 2: its last 2 examples, 2 filler rows
+    train_batches(4, first_batch=5, source=late)  # the third batch of epoch 2: its last 2 examples, 2 filler rows
     assert late.asked == {*in_order[18:], (2, -1), (3, -1)}
 
 
@@ -229,3 +230,10 @@ def test_tokens_added_to_the_tokenizer_may_be_drawn_and_added_special_ones_may_n
     built = build_collator(sequences(), tokenizer, MaskingConfig(), seed=9)
     assert built.random_token_ids.tolist() == list(range(5, 101))
     assert built.special_token_ids.tolist() == [0, 1, 2, 3, 4, 101]
+
+
+def test_the_rows_of_a_batch_are_those_that_training_reads():
+    batches = train_batches(9)
+    for number in range(9):
+        read = [row for row in indices(batches[number : number + 1]) if row >= 0]
+        assert rows_of_batch(ROWS, BATCH, 42, number).tolist() == read

@@ -170,6 +170,11 @@ def test_a_cap_of_0_or_beyond_all_takes_all(cache, tokenizer, cap):
 # --- the cache
 
 
+def folders(cache) -> list:
+    """Of the cache, without the files that lock them."""
+    return sorted(path for path in (cache / "tf_mlm").iterdir() if path.is_dir())
+
+
 @pytest.fixture
 def tokenised(monkeypatch) -> list[str]:
     """What was tokenised: the description of each call that did."""
@@ -228,9 +233,9 @@ def test_an_exception_leaves_nothing_half_written_and_the_next_time_is_whole(cac
         patched.setattr(module, "_with_bar", stop_after_one)
         with pytest.raises(KeyboardInterrupt):
             load(tokenizer, *texts)
-    assert list((cache / "tf_mlm").iterdir()) == []
+    assert folders(cache) == []
     assert len(load(tokenizer, *texts).input_ids) == 1500
-    assert [folder.name.partition("-")[0] for folder in (cache / "tf_mlm").iterdir()] == ["sequences"]
+    assert [folder.name.partition("-")[0] for folder in folders(cache)] == ["sequences"]
 
 
 def test_a_second_process_that_finishes_first_does_no_harm(cache, tokenizer, monkeypatch):
@@ -242,7 +247,7 @@ def test_a_second_process_that_finishes_first_does_no_harm(cache, tokenizer, mon
 
     monkeypatch.setattr(module, "_write", write_twice)
     assert load(tokenizer, words(10)).input_ids.tolist() == [[CLS, 10, SEP, *[PAD] * 5]]
-    assert len(list((cache / "tf_mlm").iterdir())) == 1
+    assert len(folders(cache)) == 1
 
 
 # --- unigrams
@@ -270,3 +275,14 @@ def test_unigram_entropy_is_that_of_the_ordinary_tokens_in_nats():
     assert unigram_entropy(counts, SPECIAL) == pytest.approx(1.5 * math.log(2), rel=1e-12)
     counts[10:12] = 0
     assert unigram_entropy(counts, SPECIAL) == 0
+
+
+def test_what_a_kill_left_half_written_in_the_cache_is_removed_and_another_works_cache_is_not(cache, tokenizer):
+    load(tokenizer, words(10, 11))
+    (folder,) = folders(cache)
+    folder.rename(folder.with_name(f"{folder.name}.x1y2"))
+    other = folder.with_name("sequences-other.x1y2")
+    other.mkdir()
+    found = load(tokenizer, words(10, 11))
+    assert found.lengths.tolist() == [4]
+    assert folders(cache) == sorted([folder, other])

@@ -200,6 +200,15 @@ def test_the_files_have_the_modes_that_the_umask_gives(tmp_path, tokenizer, umas
     assert modes == dict.fromkeys(modes, mode)
 
 
+def test_a_tokenizer_that_cannot_be_written_is_input_output_that_failed(tmp_path, monkeypatch, tokenizer):
+    def full(folder):
+        raise Exception("No space left on device (os error 28)")  # as the tokenizers' own writer says it
+
+    monkeypatch.setattr(tokenizer, "save_pretrained", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        save_model(build(one_layer_config()), tokenizer, tmp_path)
+
+
 def test_the_fill_mask_pipeline_runs_on_a_saved_model(folder, tokenizer):
     # torch_dtype: its default, "auto", is looked up in PyTorch, which need not be installed.
     fill = transformers.pipeline("fill-mask", model=str(folder), framework="tf", torch_dtype=None)
@@ -335,6 +344,28 @@ def test_a_folder_without_weights_is_refused_with_the_way_on(folder, tokenizer):
 def test_a_pickle_is_never_loaded(folder, tokenizer):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     assert "pytorch_model.bin is a pickle, which is never loaded" in refusal(load, folder, tokenizer)
+
+
+def test_no_code_of_a_model_is_ever_run_and_nobody_is_asked(folder, tokenizer, monkeypatch):
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "my-own", "auto_map": {"AutoConfig": "code.MyConfig", "AutoModelForMaskedLM": "code.My"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "code.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\nclass MyConfig: pass\n")
+    monkeypatch.setattr("builtins.input", lambda *prompt: "y")
+    assert "trust_remote_code" in refusal(load, folder, tokenizer)
+    assert not (folder / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "a/b.safetensors", 3])
+def test_parts_of_the_weights_lie_in_the_folder(folder, tokenizer, name):
+    (folder / "model.safetensors").unlink()
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {"x": name}}))
+    assert f"model.safetensors.index.json names {name!r}, which is not a file beside it" in refusal(
+        load, folder, tokenizer
+    )
+    index.write_text('{"weight_map": 3}')
+    assert "model.safetensors.index.json cannot be read" in refusal(load, folder, tokenizer)
 
 
 def truncate(content: bytes) -> bytes:

@@ -28,6 +28,7 @@ from tf_mlm.config import OptimizerConfig
 from tf_mlm.model.masked_lm_head import DistilBertForMaskedLM
 from tf_mlm.model.metrics import scalar_results
 from tf_mlm.model.optimizer import build_optimizer
+from tf_mlm.training.checkpoint import model_variables
 
 REVIEWS = (
     "I rented this film because of all the controversy that surrounded it when it was first released.",
@@ -205,6 +206,58 @@ def test_float16_scales_the_loss_skips_an_overflow_and_hands_on_unscaled_gradien
     assert any((now != then).any() for now, then in zip(model.get_weights(), before, strict=True))
 
 
+@tf.custom_gradient
+def infinite_gradient(losses):
+    return tf.identity(losses), lambda upstream: upstream * np.inf
+
+
+SPOILED = {
+    "the loss alone": lambda losses: losses + tf.stop_gradient(tf.fill(losses.shape, np.inf)),
+    "the gradient alone": infinite_gradient,
+}
+
+
+def state_of(model) -> dict[str, np.ndarray]:
+    return {name: variable.numpy() for name, variable in model_variables(model).items()}
+
+
+@pytest.mark.parametrize("spoiled", SPOILED)
+@pytest.mark.parametrize("options", [{}, {"accumulate_steps": 3, "clip_norm": 1.0}, {"jit_compile": True}], ids=str)
+def test_a_step_that_is_not_finite_changes_nothing_but_the_number_of_steps(monkeypatch, spoiled, options):
+    optimizer = build_optimizer(OptimizerConfig(learning_rate=1e-2), 10, "float32")
+    model = compile_model(build(tiny_config("distilbert")), optimizer=optimizer, **options)
+    outputs, is_bad = type(model).masked_lm_outputs, tf.Variable(False)
+
+    def spoil(self, features, labels, training):
+        losses, *others = outputs(self, features, labels, training)
+        return tf.cond(is_bad, lambda: SPOILED[spoiled](losses), lambda: losses), *others
+
+    monkeypatch.setattr(type(model), "masked_lm_outputs", spoil)
+    step = tf.function(model.train_step, jit_compile=options.get("jit_compile"))
+    assert float(step(make_batch())["bad_step"]) == 0
+    before = state_of(model)
+    is_bad.assign(True)
+    logs = step(make_batch())
+    assert float(logs["bad_step"]) == 1 and np.isfinite(float(logs["loss"]))
+    after = state_of(model)
+    changed = [name for name in before if (before[name] != after[name]).any()]
+    assert changed == ["optimizer/0"] and after["optimizer/0"] == 2  # the schedule, dropout and the data follow it
+    is_bad.assign(False)
+    assert float(step(make_batch())["bad_step"]) == 0
+    assert len([name for name in before if (state_of(model)[name] != after[name]).any()]) > 30
+
+
+def test_a_step_that_float16_scaled_too_much_is_no_bad_one_but_at_scale_1(policy):
+    policy("mixed_float16")
+    optimizer = build_optimizer(OptimizerConfig(), 10, "float16")
+    model = compile_model(build(tiny_config("distilbert")), optimizer=optimizer, clip_norm=1.0)
+    model.weights[0].assign(model.weights[0] * np.nan)
+    optimizer._loss_scale.current_loss_scale.assign(4.0)
+    bad = [(float(model.train_step(make_batch())["bad_step"]), float(optimizer.loss_scale)) for _ in range(4)]
+    assert bad == [(0, 2), (0, 1), (1, 1), (1, 1)]
+    assert float(model.metrics[0].count) == 0 and int(optimizer.iterations) == 4
+
+
 class Counting(DistilBertForMaskedLM):
     """Counts how often Keras traces a training and a test step."""
 
@@ -235,7 +288,8 @@ def test_two_epochs_of_fit_trace_each_function_once():
     history = model.history.history
     assert model.traces == 2
     assert int(optimizer.iterations) == 6
-    assert sorted(history) == [f"{part}{name}" for part in ("", "val_") for name in scalar_results(model)]
+    names = [f"{part}{name}" for part in ("", "val_") for name in scalar_results(model)]
+    assert sorted(history) == sorted([*names, "bad_step"])
     assert history["val_loss"][1] < history["val_loss"][0] < 6
 
 
@@ -316,6 +370,26 @@ def draw():
 seeds = mirrored.experimental_local_results(mirrored.run(tf.function(draw)))
 
 folder = Path(sys.argv[1])
+from tf_mlm.config import OptimizerConfig
+from tf_mlm.model.optimizer import build_optimizer
+
+with mirrored.scope():
+    # A second batch whose second half, on the second device alone, has a loss that is not a number.
+    adam = build_optimizer(OptimizerConfig(), 9, "float32")
+    spoiled = compile_model(build(tiny_config("distilbert")), optimizer=adam)
+outputs = type(spoiled).masked_lm_outputs
+def spoil(self, features, labels, training):
+    losses, *others = outputs(self, features, labels, training)
+    return losses * tf.where(tf.reduce_any(features["attention_mask"] == 2), float("nan"), 1.0), *others
+type(spoiled).masked_lm_outputs = spoil
+marked = {**batch[0], "attention_mask": tf.tensor_scatter_nd_update(batch[0]["attention_mask"], [[7, 0]], [2])}
+spoiled.fit(data, verbose=0)
+before = [value.numpy() for value in model_variables(spoiled).values()]
+bad = spoiled.fit(tf.data.Dataset.from_tensors((marked, batch[1])), verbose=0).history["bad_step"]
+after = model_variables(spoiled)
+changed = [name for name, then in zip(after, before) if (after[name].numpy() != then).any()]
+type(spoiled).masked_lm_outputs = outputs
+
 save_checkpoint(folder, Progress(1, (0.0, 0.0), 0, 0.0, "f"), model_variables(double), keep=1)
 with mirrored.scope():
     fresh = compile_model(build(tiny_config("distilbert"), seed=4), optimizer=keras.optimizers.legacy.Adam(0.1))
@@ -330,6 +404,8 @@ print(json.dumps({
     "dropout": distance(dropped_one, dropped_two),
     "metrics": [scalar_results(model) for model in (single, double, parts)],
     "seeds": [seed.numpy().tolist() for seed in seeds],
+    "bad": bad,
+    "changed": [name for name in changed if not name.startswith("metric")],
     "restored": restored,
     "restored_loss": scalar_results(fresh),
 }))
@@ -361,6 +437,11 @@ def test_a_step_on_two_devices_is_the_step_on_one(mirrored):
 def test_two_devices_drop_different_activations(mirrored):
     assert mirrored["seeds"] == [[0, 17], [2**40, 17]]
     assert mirrored["dropout"] > 1e-2 * mirrored["largest"]
+
+
+def test_a_loss_that_is_not_finite_on_one_device_is_no_update_on_either(mirrored):
+    assert mirrored["bad"][0] > 0
+    assert mirrored["changed"] == ["optimizer/0"]
 
 
 def test_a_checkpoint_of_two_devices_is_restored(mirrored):

@@ -21,15 +21,25 @@ def logits_with_ranks(ranks: list[list[int]], labels: list[list[int]], vocabular
     return tf.constant(logits)
 
 
+def add(metrics: MaskedLMMetrics, *batch: tf.Tensor) -> None:
+    metrics.add(metrics.sums(*batch))
+
+
 def test_every_masked_token_weighs_the_same():
     """6.0 would be the mean of the batches' means."""
     metrics = MaskedLMMetrics()
     labels = [[3, 0], [7, 0]]
     first = logits_with_ranks([[1, 5], [6, 1]], labels)
     second = logits_with_ranks([[2, 1], [1, 1]], labels)
-    metrics.update(tf.constant([[1.0, 2.0], [3.0, 0.0]]), first, tf.constant(labels), tf.constant([[1.0, 1], [1, 0]]))
+    metrics.add(
+        metrics.sums(tf.constant([[1.0, 2.0], [3.0, 0.0]]), first, tf.constant(labels), tf.constant([[1.0, 1], [1, 0]]))
+    )
     assert float(metrics.loss.result()) == 2.0
-    metrics.update(tf.constant([[10.0, 0.0], [0.0, 0.0]]), second, tf.constant(labels), tf.constant([[1.0, 0], [0, 0]]))
+    metrics.add(
+        metrics.sums(
+            tf.constant([[10.0, 0.0], [0.0, 0.0]]), second, tf.constant(labels), tf.constant([[1.0, 0], [0, 0]])
+        )
+    )
     assert [metric.name for metric in metrics.all] == ["loss", "masked_accuracy", "masked_accuracy_top_5"]
     assert float(metrics.loss.result()) == 4.0
     assert float(metrics.accuracy.result()) == 0.25  # of ranks 1, 5, 6, 2; the slots without a label are at rank 1
@@ -40,7 +50,9 @@ def test_the_label_0_counts():
     metrics = MaskedLMMetrics()
     labels = [[0, 0, 0]]
     logits = logits_with_ranks([[1, 2, 1]], labels)
-    metrics.update(tf.constant([[1.0, 2.0, 0.0]]), logits, tf.constant(labels), tf.constant([[1.0, 1.0, 0.0]]))
+    metrics.add(
+        metrics.sums(tf.constant([[1.0, 2.0, 0.0]]), logits, tf.constant(labels), tf.constant([[1.0, 1.0, 0.0]]))
+    )
     assert float(metrics.loss.result()) == 1.5
     assert float(metrics.accuracy.result()) == 0.5
 
@@ -48,7 +60,7 @@ def test_the_label_0_counts():
 def test_no_label_at_all_is_0_and_not_nan():
     metrics = MaskedLMMetrics()
     nothing = tf.zeros([2, 3])
-    metrics.update(nothing, tf.zeros([2, 3, 12]), tf.zeros([2, 3], tf.int32), nothing)
+    add(metrics, nothing, tf.zeros([2, 3, 12]), tf.zeros([2, 3], tf.int32), nothing)
     assert [float(metric.result()) for metric in metrics.all] == [0.0, 0.0, 0.0]
 
 
@@ -57,7 +69,7 @@ def test_sums_stay_exact_where_float32_would_lose_a_token():
     metrics.loss.count.assign(2.0**24)
     metrics.loss.total.assign(2.0**24)
     label = tf.constant([[1]])
-    metrics.update(tf.constant([[1.0]]), tf.zeros([1, 1, 12]), label, tf.constant([[1.0]]))
+    add(metrics, tf.constant([[1.0]]), tf.zeros([1, 1, 12]), label, tf.constant([[1.0]]))
     assert float(metrics.loss.count) == float(metrics.loss.total) == 2.0**24 + 1
 
 

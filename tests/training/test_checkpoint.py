@@ -2,19 +2,22 @@
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tf_mlm.errors import Refused
+from tf_mlm.errors import NonFiniteLoss, Refused
 from tf_mlm.training.checkpoint import (
     Progress,
     load_checkpoint,
     model_variables,
+    restore_best_model,
     restore_variables,
     save_checkpoint,
 )
+from tf_mlm.training.run_directory import written_aside
 
 
 class Variable:
@@ -156,14 +159,68 @@ def test_a_checkpoint_of_another_version_of_the_package_is_passed_over(tmp_path,
     assert capsys.readouterr().out.startswith("checkpoint step-0000000006 passed over: ")
 
 
-def test_what_a_kill_left_half_written_is_no_checkpoint_and_goes_with_the_next(tmp_path):
+def test_what_a_kill_left_half_written_is_no_checkpoint(tmp_path):
     save(tmp_path, 4)
-    half = tmp_path / ".step-0000000009.x1y2"
+    half = tmp_path / ".step-0000000009.x1y2.aside"
     half.mkdir()
     (half / "arrays.safetensors").write_bytes(b"half")
     assert load_checkpoint(tmp_path, "mine")[0] == progress_at(4)
-    save(tmp_path, 5)
-    assert names(tmp_path) == ["step-0000000004", "step-0000000005"]
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_a_number_that_is_not_finite_reaches_no_checkpoint(tmp_path, number):
+    save(tmp_path, 4)
+    variables = variables_at(5) | {"weight/0": Variable(np.array([1.0, number], np.float32))}
+    with pytest.raises(NonFiniteLoss, match="a number of the weight is not finite after step 5"):
+        save_checkpoint(tmp_path, progress_at(5), variables, keep=1)
+    assert names(tmp_path) == ["step-0000000004"]
+
+
+def test_damaged_checkpoints_of_later_steps_go_and_are_not_kept_in_place_of_sound_ones(tmp_path, capsys):
+    save(tmp_path, 3, 8, 9)
+    for name in ("step-0000000008", "step-0000000009"):
+        (tmp_path / name / "state.json").unlink()
+    assert load_checkpoint(tmp_path, "mine")[0] == progress_at(3)
+    save(tmp_path, 5, keep=1)
+    assert names(tmp_path) == ["step-0000000005"]
+
+
+def test_a_run_goes_back_to_before_its_bad_steps_where_it_can(tmp_path):
+    save(tmp_path, 4)
+    between = replace(progress_at(5), bad_steps=1, skipped_steps=3)
+    save_checkpoint(tmp_path, between, variables_at(5), keep=2)
+    assert load_checkpoint(tmp_path, "mine")[0] == between
+    assert load_checkpoint(tmp_path, "mine", before_bad_steps=True)[0] == progress_at(4)
+    save_checkpoint(tmp_path, between, variables_at(5), keep=1)
+    assert load_checkpoint(tmp_path, "mine", before_bad_steps=True)[0] == between
+
+
+def test_the_best_model_goes_with_its_checkpoint(tmp_path):
+    folder, model = tmp_path / "checkpoints", tmp_path / "model"
+
+    def keep(step: int, text: str = "") -> None:
+        if text:
+            with written_aside(model) as aside:
+                (aside / "weights").write_text(text)
+        save_checkpoint(folder, progress_at(step), variables_at(step), 9, model)
+
+    keep(1)
+    keep(5, "of epoch 1")
+    assert (folder / "step-0000000005" / "model" / "weights").stat().st_ino == (model / "weights").stat().st_ino
+    keep(9, "of epoch 2")
+    restore_best_model(folder, progress_at(5), model)
+    assert (model / "weights").read_text() == "of epoch 1"
+    restore_best_model(folder, progress_at(9), model)
+    assert (model / "weights").read_text() == "of epoch 2"
+    restore_best_model(folder, progress_at(1), model)
+    assert not model.exists()
+
+
+def test_the_data_are_ahead_by_what_a_run_that_went_back_left_out(tmp_path):
+    progress = replace(progress_at(5), went_back=(9, 4))
+    assert (progress_at(5).next_batch, progress.next_batch) == (5, 10)
+    save_checkpoint(tmp_path, progress, variables_at(5), keep=2)
+    assert load_checkpoint(tmp_path, "mine")[0] == progress
 
 
 def test_a_save_that_fails_leaves_the_one_before_and_nothing_else(tmp_path):

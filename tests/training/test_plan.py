@@ -1,11 +1,14 @@
 """The length of a training, and what is said of it beforehand."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from tf_mlm.config import Config, DataConfig, OptimizerConfig, TrainingConfig
 from tf_mlm.errors import Refused
+
+HERE = Path(".")
 
 
 @pytest.fixture
@@ -64,19 +67,25 @@ class DistilBertBase:
 
 def test_the_plan_says_steps_tokens_rates_and_parameters(plan):
     settings = config({"learning_rate": 8e-4, "num_warmup_steps": 20}, epochs=2, batch_size=32, precision="float32")
-    lines = plan.describe_plan(settings, plan.RunLength.of(settings, 1600), DistilBertBase, "bfloat16").splitlines()
+    lines = plan.describe_plan(
+        settings, plan.RunLength.of(settings, 1600), DistilBertBase, "bfloat16", HERE
+    ).splitlines()
     assert lines[:4] == [
         "steps             100 = 2 epochs of 50, batch 32, warmup 20",
         "tokens        409,600 seen in training, 4,096 a step",
         "rate       4e-05 at step 1, 0.0008 at step 21, 0.0005 at step 51, 1e-05 at step 100",
         "parameters 66,985,530",
     ]
-    assert len(lines) == 5
+    # A checkpoint has weights, two moments and a best model, 4 * 4 bytes a parameter: 1 GiB, and three may be there.
+    assert lines[5].startswith("disk          3.2 GiB at the peak, for 3 checkpoints and the model; ")
+    assert lines[5].endswith("iB free") and len(lines) == 6
 
 
 def test_the_plan_says_when_the_last_epoch_is_cut_short(plan):
     settings = config(num_train_steps=70, batch_size=32)
-    lines = plan.describe_plan(settings, plan.RunLength.of(settings, 1600), DistilBertBase, "bfloat16").splitlines()
+    lines = plan.describe_plan(
+        settings, plan.RunLength.of(settings, 1600), DistilBertBase, "bfloat16", HERE
+    ).splitlines()
     assert lines[0] == "steps              70 = 2 epochs of 50, the last one cut short, batch 32, warmup 4"
 
 
@@ -94,7 +103,7 @@ def test_a_trial_is_told_as_rate_time_and_memory(plan):
 def gib(plan, **training) -> float:
     settings = config(**training)
     lines = plan.describe_plan(
-        settings, plan.RunLength.of(settings, 3000), DistilBertBase, settings.training.precision
+        settings, plan.RunLength.of(settings, 3000), DistilBertBase, settings.training.precision, HERE
     ).splitlines()
     assert lines[4].startswith("memory") and lines[4].endswith(" GiB at the peak, estimated")
     return float(lines[4].split()[1])

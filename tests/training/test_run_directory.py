@@ -1,7 +1,9 @@
 """The run directory: whole files, one process, nobody else's work touched."""
 
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +17,11 @@ from tf_mlm.errors import Refused
 from tf_mlm.training import run_directory
 from tf_mlm.training.run_directory import (
     RunDirectory,
+    dump_json,
     new_run_path,
     newest_unfinished_run,
     read_events,
+    recover,
     write_whole,
     written_aside,
 )
@@ -103,6 +107,83 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path, is_there):
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["model", "model/new"]
 
 
+def test_a_kill_between_the_two_renames_loses_neither_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "old").write_text("old")
+    replace, calls = os.replace, []
+
+    def killed(source, target):
+        calls.append((source, target))
+        if len(calls) == 2:
+            raise SystemExit  # and nothing of what follows: see below
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    monkeypatch.setattr(run_directory, "recover_folder", lambda folder: None)
+    monkeypatch.setattr(run_directory.shutil, "rmtree", lambda *arguments, **options: None)
+    with pytest.raises(SystemExit), written_aside(folder) as aside:
+        (aside / "new").write_text("new")
+    monkeypatch.undo()
+    assert not folder.exists()
+    recover(tmp_path)
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["model", "model/old"]
+    (tmp_path / ".model.replaced").mkdir()  # of a kill before the old one was removed
+    recover(tmp_path)
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["model", "model/old"]
+
+
+def test_a_rename_that_fails_puts_the_old_folder_back(tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "old").write_text("old")
+    replace = os.replace
+
+    def fail(source, target):
+        if str(source).endswith(".aside"):
+            raise OSError(5, "Input/output error")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="Input/output"), written_aside(folder) as aside:
+        (aside / "new").write_text("new")
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["model", "model/old"]
+
+
+def test_what_killed_runs_left_half_written_is_swept_when_the_run_is_opened(tmp_path):
+    run = begin(tmp_path / "run", {"event": "start"})
+    run.write_environment({"curve": "plots/run.png"})
+    run.release()
+    (tmp_path / "plots").mkdir()
+    mine = [
+        tmp_path / "run" / ".config.toml.x1y2.aside",
+        tmp_path / "run" / ".model.x1y2.aside" / "model.safetensors",
+        tmp_path / "run" / "checkpoints" / ".step-0000000009.x1y2.aside" / "arrays.safetensors",
+        tmp_path / "plots" / ".run.png.x1y2.aside",
+    ]
+    others = [tmp_path / "plots" / ".run-2.png.x1y2.aside", tmp_path / "run" / ".notes"]
+    for path in mine + others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    RunDirectory.open(tmp_path / "run").release()
+    assert not any(path.exists() or path.parent.name.endswith(".aside") and path.parent.exists() for path in mine)
+    assert all(path.exists() for path in others)
+
+
+def test_a_run_killed_while_its_first_file_was_written_can_be_started_anew(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").touch()
+    (tmp_path / "run" / ".config.toml.x1y2.aside").touch()
+    begin(tmp_path / "run").release()
+    assert sorted(os.listdir(tmp_path / "run")) in (["config.toml"], [".lock", "config.toml"])
+
+
+def test_numbers_that_are_not_finite_are_null_in_json():
+    assert dump_json({"a": [1.5, math.inf, (math.nan, "inf")], "b": -math.inf}) == (
+        '{"a": [1.5, null, [null, "inf"]], "b": null}'
+    )
+
+
 # ---- creating and opening ------------------------------------------------------------------------------------------
 
 
@@ -159,6 +240,23 @@ def test_what_a_refused_run_made_is_removed_and_nothing_else(tmp_path):
     (tmp_path / "run" / "note.txt").write_text("mine")
     run.discard()
     assert os.listdir(tmp_path / "run") == ["note.txt"]
+    (tmp_path / "empty").mkdir()
+    begin(tmp_path / "empty").discard()
+    assert os.listdir(tmp_path / "empty") == []  # made by its owner, and left to them
+
+
+def test_a_disk_with_too_little_room_is_refused_and_what_is_there_counts(tmp_path, monkeypatch):
+    run = begin(tmp_path / "run")
+    (tmp_path / "run" / "checkpoints").mkdir()
+    (tmp_path / "run" / "checkpoints" / "arrays").write_bytes(bytes(2**20))
+    monkeypatch.setattr(run_directory, "free_bytes", lambda path: 2**20)
+    run.check_disk(2 * 2**20)
+    assert "1.0 MiB are free where the run needs 9.0 MiB more; make room" in refusal(run.check_disk, 10 * 2**20)
+    assert run_directory.describe_bytes(3 * 2**29) == "1.5 GiB"
+
+
+def test_room_is_asked_of_the_nearest_folder_that_is_there(tmp_path):
+    assert run_directory.free_bytes(tmp_path / "a" / "b") == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.1)
 
 
 HOLD = """
@@ -316,6 +414,20 @@ def test_the_newest_unfinished_run_is_the_one_begun_last(tmp_path):
     assert newest_unfinished_run(tmp_path / "runs") == tmp_path / "runs" / "newer"
     os.utime(tmp_path / "runs" / "older" / "config.toml", (2000, 2000))
     assert newest_unfinished_run(tmp_path / "runs") == tmp_path / "runs" / "older"
+
+
+def test_runs_that_are_at_work_damaged_or_ended_with_3_are_not_taken_up_by_themselves(tmp_path):
+    root = tmp_path / "runs"
+    begin(root / "oldest", {"event": "start"}).release()
+    begin(root / "stopped", {"event": "start"}, {"event": "non_finite", "step": 7}).release()
+    begin(root / "damaged", {"event": "start"}).release()
+    (root / "damaged" / "metrics.jsonl").write_text("{\n")
+    held = begin(root / "at work", {"event": "start"})
+    for i, name in enumerate(("oldest", "stopped", "damaged", "at work")):
+        os.utime(root / name / "config.toml", (1000 + i, 1000 + i))
+    assert newest_unfinished_run(root) == root / "oldest"
+    held.release()
+    assert newest_unfinished_run(root) == root / "at work"
 
 
 def test_a_run_knows_its_name_however_it_was_written(tmp_path, monkeypatch):

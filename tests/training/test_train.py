@@ -1,24 +1,28 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.tiny_run import STEPS_PER_EPOCH, inside, read_metrics, timeless, train
+from tests.tiny_run import STEPS_PER_EPOCH, TINY, inside, read_metrics, timeless, train
 from tf_mlm.cli import main, train_main
 from tf_mlm.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
+STEP_KEYS = ["event", "step", "epoch", "loss", "learning_rate", "skipped_steps", "tokens_per_second"]
 EPOCH_KEYS = [
     "event", "epoch", "step", "loss", "val_loss", "val_perplexity", "val_masked_accuracy",
-    "val_masked_accuracy_top_5", "learning_rate", "tokens_per_second", "seconds",
+    "val_masked_accuracy_top_5", "learning_rate", "skipped_steps", "tokens_per_second", "seconds",
 ]  # fmt: skip
 
 
@@ -85,7 +89,7 @@ def test_metrics_hold_the_start_the_logged_steps_and_the_epochs_in_order(finishe
     ]  # fmt: skip
     for event in events:
         if event["event"] == "step":
-            assert list(event) == ["event", "step", "epoch", "loss", "learning_rate", "tokens_per_second"]
+            assert list(event) == STEP_KEYS
         if event["event"] == "epoch":
             assert list(event) == EPOCH_KEYS
             assert event["val_perplexity"] == pytest.approx(np.exp(event["val_loss"]), rel=1e-12)
@@ -197,7 +201,7 @@ def test_a_run_stopped_at_any_place_and_resumed_equals_one_never_stopped(
     assert capsys.readouterr().err.splitlines()[-1] == (
         "SIGTERM at step 7: stopped after a checkpoint; continue with --resume RUN"
     )
-    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-0000000007"]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-0000000000", "step-0000000007"]
     assert [event["event"] for event in read_metrics(run)] == ["start", "step"]
     assert not (run / "model").exists()
 
@@ -224,6 +228,31 @@ def test_a_run_stopped_at_any_place_and_resumed_equals_one_never_stopped(
     assert train(tmp_path, *command) == 0
     assert "finished run" in capsys.readouterr().out
     assert (weights(run), (run / "metrics.jsonl").read_bytes()) == before
+
+
+def test_the_seconds_of_an_epoch_count_those_before_it_was_interrupted(tmp_path: Path) -> None:
+    from tf_mlm.training import callbacks
+
+    flags = ("--output-dir", "RUN", "--epochs", "1")
+    with pytest.MonkeyPatch.context() as patch:
+        ahead = [0.0]
+        monotonic = time.monotonic
+        patch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: monotonic() + ahead[0]))
+        batch_end = callbacks.MetricsLog.on_train_batch_end
+
+        def slow(self: Any, *arguments: Any) -> None:
+            ahead[0] += 100  # seconds a step
+            batch_end(self, *arguments)
+
+        patch.setattr(callbacks.MetricsLog, "on_train_batch_end", slow)
+        with pytest.MonkeyPatch.context() as inner:
+            send_signal(inner, "on_train_batch_end", at_step=7)
+            assert train(tmp_path, *flags) == 143
+        ahead[0] += 10_000  # the time between the two does not count
+        assert train(tmp_path, *flags, "--resume") == 0
+    *_, epoch, end = read_metrics(tmp_path / "RUN")
+    assert 1000 <= epoch["seconds"] < 1500 and 1000 <= end["seconds"] < 1500
+    assert 5120 / 1500 < epoch["tokens_per_second"] <= 5120 / 1000
 
 
 def test_an_interrupted_run_shows_its_curve_so_far(tmp_path: Path) -> None:
@@ -345,32 +374,110 @@ def test_early_stopping_ends_the_run_after_so_many_epochs_without_gain_and_keeps
 # Runs that end early
 
 
-def test_a_loss_that_is_no_number_ends_the_run_with_3_and_nothing_exported(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    # Rate 0.9 on a model that has been scaled up: the loss overflows within a few steps.
+def spoil_batches(patch: pytest.MonkeyPatch, *batches: int) -> None:
+    """Make the loss of these batches, counted from 0 in the order of the data, not a number."""
+    import tensorflow as tf
+
+    from tf_mlm.model.masked_lm_head import DistilBertForMaskedLM
     from tf_mlm.training import train as recipe
 
-    prepare = recipe.prepare
+    build, outputs = recipe.build_train_dataset, DistilBertForMaskedLM.masked_lm_outputs
 
-    def prepare_scaled(config: Any) -> Any:
-        prepared = prepare(config)
-        for weight in prepared[0].weights:
-            weight.assign(weight * 1e20)
-        return prepared
+    def build_spoilt(*arguments: Any, first_batch: int, **options: Any) -> Any:
+        def mark(number: Any, batch: Any) -> Any:  # with a 2, which the attention takes for a 1
+            features, labels = batch
+            spoilt = tf.reduce_any(number == tf.constant(batches or (-1,), tf.int64))
+            mask = features["attention_mask"] * tf.where(spoilt, 2, 1)
+            return {**features, "attention_mask": mask}, labels
 
+        return build(*arguments, first_batch=first_batch, **options).enumerate(first_batch).map(mark)
+
+    def spoilt_outputs(self: Any, features: Any, labels: Any, training: bool) -> Any:
+        losses, *others = outputs(self, features, labels, training)
+        return losses * tf.where(features["attention_mask"][0, 0] == 2, float("nan"), 1.0), *others
+
+    patch.setattr(recipe, "build_train_dataset", build_spoilt)
+    patch.setattr(DistilBertForMaskedLM, "masked_lm_outputs", spoilt_outputs)
+
+
+def test_steps_that_are_not_finite_are_left_out_and_counted_also_where_the_run_is_stopped(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe, "prepare", prepare_scaled)
-        assert train(tmp_path, "--optimizer.clip_norm", "0", "--output-dir", "RUN") == 3
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("error: the loss at step ") and "not a finite number" in last
-    assert not (tmp_path / "RUN" / "model").exists()
-    assert not (tmp_path / "RUN" / "saved_model").exists()
+        spoil_batches(patch, 3, 12, 13, 29)
+        assert train(tmp_path / "whole", "--output-dir", "RUN", "--training.log_every", "1") == 0
+        with pytest.MonkeyPatch.context() as inner:
+            send_signal(inner, "on_train_batch_end", at_step=13)  # the first of two bad steps
+            assert train(tmp_path / "halved", "--output-dir", "RUN", "--training.log_every", "1") == 143
+        assert train(tmp_path / "halved", "--output-dir", "RUN", "--training.log_every", "1", "--resume") == 0
+    assert_same_run(tmp_path / "halved" / "RUN", tmp_path / "whole" / "RUN")
+    events = read_metrics(tmp_path / "whole" / "RUN")
+    steps = {event["step"]: event for event in events if event["event"] == "step"}
+    assert [step for step, event in steps.items() if event["loss"] is None] == [4, 13, 14, 30]
+    assert [steps[step]["skipped_steps"] for step in (3, 4, 12, 13, 14, 30)] == [0, 1, 1, 2, 3, 4]
+    assert [e["skipped_steps"] for e in events if e["event"] in ("epoch", "end")] == [1, 3, 4, 4]
+    assert "went_back" not in events[-1]
+    assert (
+        "| Steps skipped, because the loss or its gradient was not finite | 4 |"
+        in (tmp_path / "whole" / "RUN" / "README.md").read_text()
+    )
 
 
-def test_weights_spoilt_by_the_very_last_update_are_found_out_by_validation(
+def test_after_too_many_bad_steps_in_a_row_the_run_goes_back_once_and_on_with_the_data_behind(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from tf_mlm.data import pipeline
+
+    command = ("--output-dir", "RUN", "--checkpoint.every_steps", "5", "--training.max_bad_steps", "2", "--epochs", "2")
+    with pytest.MonkeyPatch.context() as patch:
+        spoil_batches(patch, 6, 7, 9)
+        assert train(tmp_path / "whole", *command) == 0
+        said = capsys.readouterr().out
+        with pytest.MonkeyPatch.context() as inner:  # the ninth batch is bad as well, at step 7
+            send_signal(inner, "on_train_batch_end", at_step=7)
+            assert train(tmp_path / "halved", *command) == 143
+        assert train(tmp_path / "halved", *command, "--resume") == 0
+    run = tmp_path / "whole" / "RUN"
+    assert_same_run(tmp_path / "halved" / "RUN", run)
+    assert "back       to step 5: the loss or its gradient at step 8 (epoch 1) is not finite, 2 steps in a row" in said
+    events = read_metrics(run)
+    assert [event["step"] for event in events if event["event"] == "step"] == [4, 8, 12, 16, 20]
+    assert events[-1]["skipped_steps"] == 3 and events[-1]["went_back"] == [8, 5]
+    assert "| from step 8 to step 5 |" in (run / "README.md").read_text()
+    # The sequences named are those of the seventh and the eighth batch.
+    rows = said.partition("on the training sequences ")[2].partition(" (the first begins ")[0].split(", ")
+    assert len(rows) == len(set(rows)) == 32
+    assert pipeline.steps_per_epoch(155, 16) == STEPS_PER_EPOCH
+
+
+def test_the_second_time_the_run_ends_with_3_and_names_step_and_examples(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("--checkpoint.every_steps", "5", "--training.max_bad_steps", "2")
+    with pytest.MonkeyPatch.context() as patch:
+        spoil_batches(patch, 6, 7, 14, 15)
+        assert train(tmp_path, *command, "--output-dir", "runs/RUN") == 3
+        run = tmp_path / "runs" / "RUN"
+        last = capsys.readouterr().err.splitlines()[-1]
+        # Batch 15 came at step 13: three batches had been left out.
+        assert last.startswith(
+            "error: the loss or its gradient at step 13 (epoch 2) is not finite, 2 steps in a row, on the training "
+            "sequences "
+        )
+        assert "the run had gone back before, from step 8 to 5" in last
+        end = read_metrics(run)[-1]
+        assert end["event"] == "non_finite" and end["step"] == 13 and len(end["sequences"]) == 32
+        assert not (run / "saved_model").exists()
+        import safetensors.numpy
+
+        kept = [safetensors.numpy.load_file(path) for path in (run / "checkpoints").rglob("*.safetensors")]
+        assert kept and all(np.isfinite(array).all() for arrays in kept for array in arrays.values())
+        with inside(tmp_path):  # by itself it is not taken up again
+            assert train_main(["--resume"]) == 2
+        assert "no unfinished run" in capsys.readouterr().err
+        assert train(tmp_path, *command, "--output-dir", "runs/RUN", "--resume") == 3  # as before, when asked for
+    assert [event for event in read_metrics(run) if event["event"] == "non_finite"] == [end]
+
+
+def test_weights_that_are_not_finite_reach_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from tf_mlm.training.callbacks import MetricsLog
 
     batch_end = MetricsLog.on_train_batch_end
@@ -383,8 +490,31 @@ def test_weights_spoilt_by_the_very_last_update_are_found_out_by_validation(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MetricsLog, "on_train_batch_end", spoil)
         assert train(tmp_path, "--training.num_train_steps", "3", "--output-dir", "RUN") == 3
-    assert "validation" in capsys.readouterr().err.splitlines()[-1]
-    assert not (tmp_path / "RUN" / "model").exists()
+        assert "validation loss at step 3" in capsys.readouterr().err.splitlines()[-1]
+        assert train(tmp_path, "--checkpoint.every_steps", "3", "--output-dir", "OTHER") == 3
+    assert "a number of the weight is not finite after step 3" in capsys.readouterr().err.splitlines()[-1]
+    for run in ("RUN", "OTHER"):
+        assert not (tmp_path / run / "model").exists()
+        assert [path.name for path in (tmp_path / run / "checkpoints").iterdir()] == ["step-0000000000"]
+
+
+def test_a_model_that_gives_no_number_before_training_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tf_mlm.training import train as recipe
+
+    prepare = recipe.prepare
+
+    def prepare_spoilt(config: Any) -> Any:
+        prepared = prepare(config)
+        prepared[0].weights[0].assign(prepared[0].weights[0] * np.inf)
+        return prepared
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe, "prepare", prepare_spoilt)
+        assert train(tmp_path, "--output-dir", "RUN") == 2
+    assert "before training its loss is not a finite number" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "RUN").exists()
 
 
 def test_a_run_directory_gone_in_the_middle_ends_the_run_with_4(
@@ -427,3 +557,71 @@ def test_a_full_disk_while_a_checkpoint_is_written_ends_the_run_with_4(
         assert train(tmp_path, "--checkpoint.every_steps", "2", "--output-dir", "RUN") == 4
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: input/output failed: ")
     assert not list((tmp_path / "RUN" / "checkpoints").iterdir())  # no half a checkpoint
+
+
+def test_a_disk_without_room_for_the_run_is_refused_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tf_mlm.training import run_directory
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_directory, "free_bytes", lambda path: 2**20)
+        assert train(tmp_path, "--output-dir", "RUN") == 2
+    said = capsys.readouterr()
+    assert said.err.splitlines()[-1].startswith("error: --output-dir RUN: 1.0 MiB are free where the run needs ")
+    assert re.search(r"^disk +\d\.\d MiB at the peak, for 3 checkpoints and the model; ", said.out, re.M)
+    assert not (tmp_path / "RUN").exists()
+
+
+def test_a_plots_folder_that_cannot_be_written_costs_no_run(
+    tensorflow: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tf_mlm.config import Config
+    from tf_mlm.training.callbacks import Curves
+    from tf_mlm.training.run_directory import RunDirectory
+
+    (tmp_path / "plots").write_text("a file")
+    with inside(tmp_path):
+        run = RunDirectory.create(Path("RUN"))
+        run.write_config(Config())
+        curves = Curves(run)
+        curves.draw()
+        curves.draw()
+    said = capsys.readouterr().out
+    assert said == "plots/RUN.png: cannot be written: File exists; the curve is in RUN/loss.png\n"
+    assert (tmp_path / "RUN" / "loss.png").exists() and (tmp_path / "plots").read_text() == "a file"
+
+
+SECOND_CTRL_C = """
+import os, signal, sys
+from tf_mlm import runtime
+from tf_mlm.config import TrainingConfig
+runtime.prepare(TrainingConfig())
+from tf_mlm.training.callbacks import Checkpoints, MetricsLog
+save, batch_end = Checkpoints.save, MetricsLog.on_train_batch_end
+def first(self, *arguments):
+    batch_end(self, *arguments)
+    if self.step == 3:
+        os.kill(os.getpid(), signal.SIGINT)
+def second(self):
+    if self._log.step:
+        print("saving", flush=True)
+        os.kill(os.getpid(), signal.SIGINT)
+        print("still there", flush=True)
+    save(self)
+MetricsLog.on_train_batch_end, Checkpoints.save = first, second
+from tf_mlm.cli import train_main
+sys.exit(train_main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_stops_at_once_and_the_run_goes_on_from_the_checkpoint_before(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY)
+    flags = ["--config", "tiny.toml", "--output-dir", "RUN"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", SECOND_CTRL_C, *flags]
+    killed = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGINT  # 130 in a shell
+    assert killed.stdout.splitlines()[-1] == "saving"
+    assert [path.name for path in (tmp_path / "RUN" / "checkpoints").iterdir()] == ["step-0000000000"]

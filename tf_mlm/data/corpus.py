@@ -21,6 +21,7 @@ _FEATURES = datasets.Features({"text": datasets.Value("string")})
 _NO_DOCUMENTS = datasets.Dataset.from_dict({"text": []}, _FEATURES)  # also for a split that the settings do not name
 _BLANK = xxhash.xxh3_64_intdigest(b"")  # the hash of every document without text
 _SAMPLE_DOCUMENTS = 4200
+_READER_VERSION = "1"  # raise it when `read_documents` makes other documents of the same files
 _ROWS_LOOKED_AT = 100  # to find the columns of a stream that does not know them
 _HOLD_OUT_STREAM = 3  # keeps these random numbers apart from those drawn with the same seed elsewhere
 _CHARACTERS_PER_TOKEN = 4  # of English prose in WordPiece; streaming reads twice what the caps need by this
@@ -120,13 +121,14 @@ def _named_splits(config: DataConfig) -> set[str]:
 
 
 def _load_files(paths: list[Path], config: DataConfig) -> datasets.Dataset:
-    # The contents' hashes are part of what names the cache entry: a changed file is read again.
+    # The arguments name the cache entry: a changed file is read again, and every file by a changed reader.
     contents = [_hash_file(path) for path in paths]
     arguments: dict[str, Any] = {
         "paths": paths,
         "contents": contents,
         "text_column": config.text_column,
         "document": config.document,
+        "reader": _READER_VERSION,
     }
     try:
         return datasets.Dataset.from_generator(_generate, gen_kwargs=arguments, features=_FEATURES)
@@ -140,7 +142,9 @@ def _load_files(paths: list[Path], config: DataConfig) -> datasets.Dataset:
         return _NO_DOCUMENTS
 
 
-def _generate(paths: list[Path], contents: list[str], text_column: str, document: Any) -> Iterator[dict[str, str]]:
+def _generate(
+    paths: list[Path], contents: list[str], text_column: str, document: Any, reader: str
+) -> Iterator[dict[str, str]]:
     for text in read_documents(paths, text_column, document):
         yield {"text": text}
 

@@ -42,10 +42,17 @@ def build_collator(
     )
 
 
+def rows_of_batch(rows: np.ndarray, batch_size: int, seed: int, batch: int) -> np.ndarray:
+    """Which of `rows` are in batch number `batch`, counted from 0 over all epochs."""
+    epoch, number = divmod(batch, steps_per_epoch(len(rows), batch_size))
+    order = epoch_order(len(rows), seed, epoch + 1)
+    return rows[order[number * batch_size : (number + 1) * batch_size]]
+
+
 def build_train_dataset(
-    collator: MaskingCollator, rows: np.ndarray, *, batch_size: int, seed: int, epochs: int, first_step: int = 0
+    collator: MaskingCollator, rows: np.ndarray, *, batch_size: int, seed: int, epochs: int, first_batch: int = 0
 ) -> Any:
-    """Batches of all epochs in turn, shuffled within each, from step `first_step` on; nothing before it is read.
+    """Batches of all epochs in turn, shuffled within each, from `first_batch` on; nothing before it is read.
 
     Args:
         rows: int64 [num_sequences], the rows of the collator's matrix to train on.
@@ -57,9 +64,9 @@ def build_train_dataset(
     per_epoch = steps_per_epoch(len(rows), batch_size) * batch_size
     table_epoch = np.repeat(np.arange(1, epochs + 1, dtype=np.int32), per_epoch)
     table_index = np.full((epochs, per_epoch), -1, np.int32)
-    for epoch in range(first_step * batch_size // per_epoch, epochs):
+    for epoch in range(first_batch * batch_size // per_epoch, epochs):
         table_index[epoch, : len(rows)] = rows[epoch_order(len(rows), seed, epoch + 1)]
-    first_row = first_step * batch_size
+    first_row = first_batch * batch_size
     return _to_tf_dataset(collator, table_epoch[first_row:], table_index.reshape(-1)[first_row:], batch_size).repeat()
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import filelock
 import numpy as np
 from datasets.fingerprint import Hasher
 
@@ -69,11 +70,14 @@ def load_sequences(
     # The version of the layout below is part of the key: change it when what is written changes.
     key = Hasher.hash(("2", fingerprint, backend.to_str(), length, config.line_by_line, config.overflow))
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "tf_mlm" / f"sequences-{key}"
-    if not folder.exists():
-        if config.line_by_line:
-            backend.enable_truncation(length)
-        _write(folder, documents, tokenizer, config, description)
-        backend.no_truncation()
+    if not folder.exists():  # asked before the lock: a cache that cannot be written can be read
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(f"{folder}.lock"):
+            if not folder.exists():  # else another process has just finished the same work
+                if config.line_by_line:
+                    backend.enable_truncation(length)
+                _write(folder, documents, tokenizer, config, description)
+                backend.no_truncation()
     facts = json.loads((folder / "facts.json").read_text())
     if not facts["num_tokens"]:
         raise Refused(f"data.dataset: the {description} documents hold no text; name data with text in it")
@@ -130,7 +134,8 @@ def _one_each(encodings: list[Any] | None) -> Iterator[tuple[np.ndarray, np.ndar
 
 def _write(folder: Path, documents: datasets.Dataset, tokenizer: Any, config: DataConfig, description: str) -> None:
     """Write the rows aside and rename the folder, so that a kill leaves nothing that looks finished."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    for left_by_a_kill in folder.parent.glob(f"{folder.name}.*/"):
+        shutil.rmtree(left_by_a_kill, ignore_errors=True)
     aside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     length = config.sequence_length
     pack = _one_each if config.line_by_line else _join_and_cut(length)
@@ -164,7 +169,7 @@ def _write(folder: Path, documents: datasets.Dataset, tokenizer: Any, config: Da
         try:
             aside.rename(folder)
         except OSError:
-            if not folder.exists():  # else another process has just finished the same work
+            if not folder.exists():  # else another process, on a disk without locks, has just finished the same work
                 raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)

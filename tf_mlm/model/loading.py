@@ -1,5 +1,6 @@
 """Tokenizer and model: from the Hub, from a folder, or new. And back to a folder that every library reads."""
 
+import json
 import re
 import string
 from collections import Counter
@@ -16,7 +17,7 @@ from transformers.modeling_tf_pytorch_utils import TransposeType, convert_tf_wei
 
 from tf_mlm import hub
 from tf_mlm.config import ModelConfig
-from tf_mlm.errors import Refused
+from tf_mlm.errors import Refused, writing_failed
 from tf_mlm.model.masked_lm_head import MODEL_CLASSES
 
 _WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "tf_model.h5", "tf_model.h5.index.json")
@@ -32,7 +33,7 @@ def load_tokenizer(config: ModelConfig, documents: Iterable[str]) -> Any:
     """
     if not config.name:
         return build_tokenizer(documents, config.vocab_size)
-    tokenizer = _from_pretrained(transformers.AutoTokenizer, config, use_fast=True)
+    tokenizer = _from_pretrained(transformers.AutoTokenizer, config, use_fast=True, trust_remote_code=False)
     if not tokenizer.is_fast:
         raise Refused(f"model.name = {config.name!r}: has no fast tokenizer (tokenizer.json); convert it first")
     for kind in ("mask", "pad"):
@@ -188,7 +189,8 @@ def load_model_config(config: ModelConfig) -> transformers.PretrainedConfig:
             raise Refused(
                 f"model.name = {config.name!r}: holds no config.json; name a folder written by save_pretrained"
             )
-    model_config = _from_pretrained(transformers.AutoConfig, config)
+    # Said, because unsaid a config that names code of its own makes the library ask on the terminal.
+    model_config = _from_pretrained(transformers.AutoConfig, config, trust_remote_code=False)
     if model_config.model_type not in MODEL_CLASSES:
         raise Refused(
             f"model.name = {config.name!r}: its architecture is {model_config.model_type!r}; "
@@ -225,7 +227,8 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     model_config = type(model.config).from_dict(model.config.to_dict())
     model_config.architectures = [f"{type(model).__name__}"]
     model_config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with writing_failed(Exception):  # of no other kind are the errors of the tokenizers' own writer
+        tokenizer.save_pretrained(folder)
 
 
 def _check_weights(config: ModelConfig) -> None:
@@ -233,13 +236,26 @@ def _check_weights(config: ModelConfig) -> None:
         return
     folder = Path(config.name).expanduser()
     if not any((folder / name).is_file() for name in _WEIGHT_FILES):
-        pickled = (
-            "; pytorch_model.bin is a pickle, which is never loaded" if (folder / "pytorch_model.bin").exists() else ""
-        )
+        is_pickled = (folder / "pytorch_model.bin").exists()
+        pickled = "; pytorch_model.bin is a pickle, which is never loaded" if is_pickled else ""
         raise Refused(
             f"model.name = {config.name!r}: holds no weights (model.safetensors or tf_model.h5){pickled}; "
-            "add them, or set model.from_config = true for random weights"
+            "add them (save_pretrained writes them from a pickle that you trust), or set model.from_config = true for "
+            "random weights"
         )
+    for index in folder.glob("*.index.json"):
+        _check_shards(config, index)
+
+
+def _check_shards(config: ModelConfig, index: Path) -> None:
+    """Raises Refused where a file that lists the parts of the weights names one outside its folder."""
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise Refused(f"model.name = {config.name!r}: {index.name} cannot be read; copy the folder anew") from None
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise Refused(f"model.name = {config.name!r}: {index.name} names {name!r}, which is not a file beside it")
 
 
 def _from_pretrained(loader: Any, source: ModelConfig, **options: Any) -> Any:

@@ -103,30 +103,73 @@ class MaskedPositionsHead(keras.Model):
         return losses, logits, slot_labels, weights
 
     def train_step(self, data: tuple[dict[str, tf.Tensor], tf.Tensor]) -> dict[str, tf.Tensor]:
+        """One update, or none where the loss or the gradient is not finite: then weights, optimizer slots and metrics
+        stay as they are, and `bad_step` is above 0 in what is returned.
+
+        `optimizer.iterations` counts the step all the same, as Keras' LossScaleOptimizer does, so that the schedule,
+        dropout and the data remain functions of the step. With float16 a step that is not finite is bad only when the
+        scale of the loss is down to 1: before, the scale was too large.
+        """
         features, labels = data
         replica = tf.distribute.get_replica_context()
         # The loss of a batch is its summed cross-entropy over its number of labels, on all replicas and in all parts;
         # without any label it is 0, not 0 / 0.
         num_labels = tf.reduce_sum(tf.cast(labels != IGNORE_INDEX, tf.float32))
         num_labels = tf.maximum(replica.all_reduce(tf.distribute.ReduceOp.SUM, num_labels), 1.0)
-        gradients = self._accumulate_gradients(features, labels, num_labels)
+        gradients, sums = self._accumulate_gradients(features, labels, num_labels)
         gradients = replica.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+        norm = tf.linalg.global_norm(gradients)
+        # A loss that is not finite can have a finite gradient. Each replica has a loss of its own.
+        loss = replica.all_reduce(tf.distribute.ReduceOp.SUM, sums[0])
+        norm = tf.where(tf.math.is_finite(loss), norm, float("nan"))
+        is_finite = tf.math.is_finite(norm)
         if self._clip_norm:
-            gradients, _ = tf.clip_by_global_norm(gradients, self._clip_norm)
-        self.optimizer.apply_gradients(
-            zip(gradients, self.trainable_variables, strict=True), experimental_aggregate_gradients=False
-        )
-        return {metric.name: metric.result() for metric in self.metrics}
+            gradients, _ = tf.clip_by_global_norm(gradients, self._clip_norm, use_norm=norm)
+        is_bad = tf.logical_not(is_finite)
+        if isinstance(self.optimizer, keras.mixed_precision.LossScaleOptimizer):
+            is_bad &= self.optimizer.loss_scale <= 1.0
+        self._apply_gradients(gradients, is_finite)
+        self._masked_lm_metrics.add(tf.where(is_finite, sums, tf.zeros_like(sums)))
+        return {metric.name: metric.result() for metric in self.metrics} | {"bad_step": tf.cast(is_bad, tf.float32)}
+
+    def _apply_gradients(self, gradients: list[tf.Tensor], is_finite: tf.Tensor) -> None:
+        """Hand the gradients, summed over the replicas, to the optimizer if `is_finite`."""
+        optimizer = self.optimizer
+
+        def apply(gradients: list[tf.Tensor]) -> None:
+            pairs = zip(gradients, self.trainable_variables, strict=True)
+            optimizer.apply_gradients(pairs, experimental_aggregate_gradients=False)
+
+        def skip() -> None:
+            optimizer.iterations.assign_add(1, read_value=False)
+
+        def across_replicas(strategy: Any, gradients: list[tf.Tensor], is_finite: tf.Tensor) -> None:
+            # Here and not in each replica, because the optimizer leaves the replica's context, which no branch may do.
+            is_finite = strategy.experimental_local_results(is_finite)[0]
+            tf.cond(is_finite, lambda: strategy.extended.call_for_each_replica(apply, args=(gradients,)), skip)
+
+        if isinstance(optimizer, keras.mixed_precision.LossScaleOptimizer):
+            # It skips the step by itself, and lowers its scale.
+            apply([tf.where(is_finite, gradients[0], float("nan")), *gradients[1:]])
+        elif tf.__internal__.distribute.strategy_supports_no_merge_call():
+            tf.cond(is_finite, lambda: apply(gradients), skip)
+        else:
+            tf.distribute.get_replica_context().merge_call(across_replicas, args=(gradients, is_finite))
 
     def test_step(self, data: tuple[dict[str, tf.Tensor], tf.Tensor]) -> dict[str, tf.Tensor]:
         features, labels = data
-        self._masked_lm_metrics.update(*self.masked_lm_outputs(features, labels, training=False))
+        self._masked_lm_metrics.add(
+            self._masked_lm_metrics.sums(*self.masked_lm_outputs(features, labels, training=False))
+        )
         return {metric.name: metric.result() for metric in self.metrics}
 
     def _accumulate_gradients(
         self, features: dict[str, tf.Tensor], labels: tf.Tensor, num_labels: tf.Tensor
-    ) -> list[tf.Tensor]:
-        """Gradients of the batch's loss, worked in `accumulate_steps` parts, one after the other to save memory."""
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """Gradients of the batch's loss, and the sums for the metrics.
+
+        Both are worked in `accumulate_steps` parts, one after the other to save memory.
+        """
         if self._accumulate_steps == 1:
             self._forward_pass.begin(0)
             return self._gradients(features, labels, num_labels)
@@ -141,17 +184,19 @@ class MaskedPositionsHead(keras.Model):
                 return tf.gather(tf.reshape(value, [-1, size, value.shape[1]]), part)
 
             self._forward_pass.begin(part)
-            gradients = self._gradients(tf.nest.map_structure(rows, features), rows(labels), num_labels)
-            return [part + 1, *(total + gradient for total, gradient in zip(sums, gradients, strict=True))]
+            gradients, of_metrics = self._gradients(tf.nest.map_structure(rows, features), rows(labels), num_labels)
+            return [part + 1, *(total + one for total, one in zip(sums, [*gradients, of_metrics], strict=True))]
 
-        zeros = [tf.zeros_like(variable) for variable in self.trainable_variables]
-        _, *sums = tf.while_loop(
+        zeros = [tf.zeros_like(variable) for variable in self.trainable_variables] + [tf.zeros([4], tf.float64)]
+        _, *gradients, of_metrics = tf.while_loop(
             lambda part, *_: part < self._accumulate_steps, add_part, [tf.constant(0), *zeros], parallel_iterations=1
         )
         self._forward_pass.begin(0)  # `part` lives in the loop alone
-        return sums
+        return gradients, of_metrics
 
-    def _gradients(self, features: dict[str, tf.Tensor], labels: tf.Tensor, num_labels: tf.Tensor) -> list[tf.Tensor]:
+    def _gradients(
+        self, features: dict[str, tf.Tensor], labels: tf.Tensor, num_labels: tf.Tensor
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
         scales_loss = isinstance(self.optimizer, keras.mixed_precision.LossScaleOptimizer)
         with tf.GradientTape() as tape:
             losses, logits, slot_labels, weights = self.masked_lm_outputs(features, labels, training=True)
@@ -162,8 +207,8 @@ class MaskedPositionsHead(keras.Model):
         gradients = tape.gradient(loss, self.trainable_variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         if scales_loss:
             gradients = self.optimizer.get_unscaled_gradients(gradients)
-        self._masked_lm_metrics.update(losses, logits, slot_labels, weights)
-        return [tf.convert_to_tensor(gradient) for gradient in gradients]
+        sums = self._masked_lm_metrics.sums(losses, logits, slot_labels, weights)
+        return [tf.convert_to_tensor(gradient) for gradient in gradients], sums
 
 
 class DistilBertForMaskedLM(MaskedPositionsHead, TFDistilBertForMaskedLM):  # type: ignore[misc]

@@ -22,8 +22,9 @@ class MaskedLMMetrics:
     def all(self) -> list[keras.metrics.Metric]:
         return [self.loss, self.accuracy, self.top_5_accuracy]
 
-    def update(self, losses: tf.Tensor, logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor) -> None:
-        """Add a batch.
+    @staticmethod
+    def sums(losses: tf.Tensor, logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+        """float64 [4]: of a batch the summed loss, the labels met first, those among the first five, and their number.
 
         Args:
             losses: float32 [batch, slots], cross-entropy in nats.
@@ -31,10 +32,23 @@ class MaskedLMMetrics:
             labels: int32 [batch, slots].
             weights: float32 [batch, slots], 1 where the slot holds a label, else 0.
         """
-        self.loss.update_state(losses, weights)
-        self.accuracy.update_state(tf.argmax(logits, -1, output_type=labels.dtype) == labels, weights)
+        weights = tf.cast(weights, tf.float64)
+        first = tf.argmax(logits, -1, output_type=labels.dtype) == labels
         flat = tf.math.in_top_k(tf.reshape(labels, [-1]), tf.reshape(logits, [-1, logits.shape[-1]]), k=5)
-        self.top_5_accuracy.update_state(flat, tf.reshape(weights, [-1]))
+        return tf.stack(
+            [
+                tf.reduce_sum(tf.cast(losses, tf.float64) * weights),
+                tf.reduce_sum(tf.cast(first, tf.float64) * weights),
+                tf.reduce_sum(tf.cast(flat, tf.float64) * tf.reshape(weights, [-1])),
+                tf.reduce_sum(weights),
+            ]
+        )
+
+    def add(self, sums: tf.Tensor) -> None:
+        """Add what `sums` returned."""
+        for i, metric in enumerate(self.all):
+            metric.total.assign_add(sums[i])
+            metric.count.assign_add(sums[3])
 
 
 def perplexity(loss: float) -> float:

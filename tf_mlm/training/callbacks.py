@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,16 @@ Event = dict[str, Any]
 
 
 class MetricsLog(keras.callbacks.Callback):
-    """Builds the step and epoch events and hands each to `sinks`; stops the run when the loss is not finite.
+    """Builds the step and epoch events and hands each to `sinks`; counts the steps that were skipped.
+
+    Where every step that an event tells of was skipped, its loss is None.
 
     Args:
+        progress: how far the run has come before.
         schedule: the learning rate by update, counted from 0.
         tokens_per_step: of a full batch.
         num_train_steps: after so many updates training stops, in the middle of an epoch if need be.
-        logged_sums: summed loss and number of labels at the last step event, as the epoch under way counts them.
+        max_bad_steps: after so many steps in a row whose loss or gradient is not finite, NonFiniteLoss is raised.
         ceiling: tokens a second that the matrix products alone would allow; None where it was not measured.
     """
 
@@ -38,13 +42,13 @@ class MetricsLog(keras.callbacks.Callback):
         self,
         sinks: list[Callable[[Event], None]],
         *,
+        progress: Progress,
         schedule: Callable[[int], Any],
         steps_per_epoch: int,
         num_train_steps: int,
         tokens_per_step: int,
         log_every: int,
-        first_step: int,
-        logged_sums: tuple[float, float],
+        max_bad_steps: int,
         ceiling: float | None = None,
     ):
         super().__init__()
@@ -55,27 +59,51 @@ class MetricsLog(keras.callbacks.Callback):
         self._num_train_steps = num_train_steps
         self._tokens_per_step = tokens_per_step
         self._log_every = log_every
-        self.step = first_step
-        self.logged_sums = logged_sums
+        self._max_bad_steps = max_bad_steps
         self._ceiling = ceiling
+        self._epoch = progress.step // steps_per_epoch + 1
+        self.step = progress.step
+        self.logged_sums = progress.logged_sums
+        self.skipped_steps = progress.skipped_steps
+        self.bad_steps = progress.bad_steps
+        self._begin_clock(progress.epoch_seconds)
+
+    @property
+    def epoch_seconds(self) -> float:
+        """Time spent in training in the epoch under way."""
+        return self._trained_until - self._epoch_start
+
+    def _begin_clock(self, epoch_seconds: float) -> None:
+        self._last_time = self._trained_until = time.monotonic()
+        self._epoch_start = self._last_time - epoch_seconds
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._epoch = epoch + 1
-        self._epoch_start = self._last_time = self._trained_until = time.monotonic()
-        self._epoch_start_step = self._last_step = self.step
+        self._begin_clock(self.epoch_seconds)
+        self._last_step = self.step
 
     def on_train_batch_end(self, batch: int, logs: dict[str, tf.Tensor]) -> None:
         self.step += 1
-        self._check_finite(float(logs["loss"]), "loss")
+        is_bad = float(logs["bad_step"]) > 0  # all that is read of the device at every step
+        self.skipped_steps += is_bad
+        self.bad_steps = self.bad_steps + 1 if is_bad else 0
+        if self.bad_steps >= self._max_bad_steps:
+            raise NonFiniteLoss(
+                f"the loss or its gradient at step {self.step} (epoch {self._epoch}) is not finite, "
+                f"{self.bad_steps} steps in a row",
+                self.bad_steps,
+            )
         if self.step % self._log_every == 0:
             sums = float(self.model.metrics[0].total), float(self.model.metrics[0].count)
+            num_labels = sums[1] - self.logged_sums[1]
             now = time.monotonic()
             self._emit(
                 event="step",
                 step=self.step,
                 epoch=self._epoch,
-                loss=(sums[0] - self.logged_sums[0]) / max(sums[1] - self.logged_sums[1], 1),
+                loss=(sums[0] - self.logged_sums[0]) / num_labels if num_labels else None,
                 learning_rate=float(self._schedule(self.step - 1)),
+                skipped_steps=self.skipped_steps,
                 **self._speed(self._last_step, now - self._last_time),
             )
             self.logged_sums, self._last_time, self._last_step = sums, now, self.step
@@ -90,28 +118,24 @@ class MetricsLog(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, tf.Tensor]) -> None:
         val_loss = float(logs["val_loss"])
-        self._check_finite(val_loss, "validation loss")  # an epoch's last update shows in no other loss
+        if not math.isfinite(val_loss):
+            raise NonFiniteLoss(f"the validation loss at step {self.step} (epoch {self._epoch}) is not finite")
         seconds = time.monotonic() - self._epoch_start
         self._emit(
             event="epoch",
             epoch=self._epoch,
             step=self.step,
-            loss=float(logs["loss"]),
+            loss=float(logs["loss"]) or None,  # exactly 0 only where there is no label in the sum
             val_loss=val_loss,
             val_perplexity=perplexity(val_loss),
             val_masked_accuracy=float(logs["val_masked_accuracy"]),
             val_masked_accuracy_top_5=float(logs["val_masked_accuracy_top_5"]),
             learning_rate=float(self._schedule(self.step - 1)),
-            **self._speed(self._epoch_start_step, self._trained_until - self._epoch_start),
+            skipped_steps=self.skipped_steps,
+            **self._speed((self._epoch - 1) * self._steps_per_epoch, self.epoch_seconds),
             seconds=round(seconds, 3),
         )
-
-    def _check_finite(self, loss: float, name: str) -> None:
-        if not math.isfinite(loss):
-            raise NonFiniteLoss(
-                f"the {name} at step {self.step} (epoch {self._epoch}) is not a finite number; nothing was exported; "
-                "lower optimizer.learning_rate or set training.precision = 'float32'"
-            )
+        self._begin_clock(0.0)
 
     def _speed(self, since_step: int, seconds: float) -> dict[str, float]:
         tokens_per_second = (self.step - since_step) * self._tokens_per_step / max(seconds, 1e-9)
@@ -194,6 +218,7 @@ class Curves(keras.callbacks.Callback):
     def __init__(self, run: RunDirectory):
         super().__init__()
         self._run = run
+        self._told = False
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self.draw()
@@ -204,8 +229,15 @@ class Curves(keras.callbacks.Callback):
         for kind, content in pictures.items():
             write_whole(self._run.path / f"loss.{kind}", content)
         curve = self._run.choose_curve()
-        curve.parent.mkdir(exist_ok=True)
-        write_whole(curve, pictures["png"])
+        try:
+            curve.parent.mkdir(exist_ok=True)
+            write_whole(curve, pictures["png"])
+        except OSError as error:  # a second copy costs no run
+            if not self._told:
+                tqdm.tqdm.write(
+                    f"{curve}: cannot be written: {error.strerror}; the curve is in {self._run.path}/loss.png"
+                )
+            self._told = True
 
 
 class ProgressLines(keras.callbacks.Callback):
@@ -233,7 +265,7 @@ class ProgressLines(keras.callbacks.Callback):
         if "mfu" in event:
             speed += f" ({event['mfu']:.0%} of the ceiling)"
         if event["event"] == "step":
-            loss = f"loss {event['loss']:.4f}"
+            loss = f"loss {_shown(event['loss'])}"
             self._bar.set_postfix_str(f"{loss}, {speed}")
             if not self._bar.disable:
                 return
@@ -241,8 +273,9 @@ class ProgressLines(keras.callbacks.Callback):
             text += f"rate {event['learning_rate']:.3g}  {speed}  {self._time_left(event['step'])} left"
         else:
             text = (
-                f"epoch {event['epoch']}/{self._epochs}  loss {event['loss']:.4f}  val_loss {event['val_loss']:.4f}  "
-                f"perplexity {event['val_perplexity']:.2f}  masked accuracy {event['val_masked_accuracy']:.4f}  "
+                f"epoch {event['epoch']}/{self._epochs}  loss {_shown(event['loss'])}  "
+                f"val_loss {event['val_loss']:.4f}  perplexity {event['val_perplexity']:.2f}  "
+                f"masked accuracy {event['val_masked_accuracy']:.4f}  "
                 f"{speed}  {self._time_left(event['step'])} left"
             )
         tqdm.tqdm.write(text, file=sys.stderr)
@@ -253,12 +286,17 @@ class ProgressLines(keras.callbacks.Callback):
         return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 
 
+def _shown(loss: float | None) -> str:
+    return "–" if loss is None else f"{loss:.4f}"
+
+
 class Checkpoints(keras.callbacks.Callback):
     """Saves a checkpoint every so often, and when SIGINT or SIGTERM asks the run to stop.
 
+    Until the first step has been made there is nothing to save, and a signal ends the process at once.
+
     Args:
-        fingerprint: of config, data and model, kept with the checkpoint.
-        seconds: training time of the runs that this one continues.
+        progress: how far the run has come before.
     """
 
     def __init__(
@@ -270,8 +308,7 @@ class Checkpoints(keras.callbacks.Callback):
         every_steps: int,
         keep: int,
         steps_per_epoch: int,
-        fingerprint: str,
-        seconds: float = 0.0,
+        progress: Progress,
     ):
         super().__init__()
         self._supports_tf_logs = True
@@ -281,34 +318,49 @@ class Checkpoints(keras.callbacks.Callback):
         self._every_steps = every_steps
         self._keep = keep
         self._steps_per_epoch = steps_per_epoch
-        self._fingerprint = fingerprint
-        self._seconds_before = seconds
+        self._before = progress
         self._start = self._last_save = time.monotonic()
         self._signal = 0
         self._previous_handlers: dict[int, Any] = {}
 
-    @property
-    def seconds(self) -> float:
-        """Training time so far, that of the continued runs included."""
-        return self._seconds_before + time.monotonic() - self._start
+    def progress(self) -> Progress:
+        """How far the run has come."""
+        log = self._log
+        return replace(
+            self._before,
+            step=log.step,
+            logged_sums=log.logged_sums,
+            metrics_bytes=self._run.metrics_path.stat().st_size,
+            seconds=self._before.seconds + time.monotonic() - self._start,
+            epoch_seconds=log.epoch_seconds,
+            skipped_steps=log.skipped_steps,
+            bad_steps=log.bad_steps,
+        )
 
     def __enter__(self) -> "Checkpoints":
+        return self
+
+    def _hold_signals(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous_handlers[number] = signal.signal(number, self._note_signal)
-        return self
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
+        if exception[0] is None:
+            self._stop_if_asked()  # by a signal since the last step
 
     def _note_signal(self, number: int, frame: object) -> None:
-        if self._signal == signal.SIGINT == number:
-            raise KeyboardInterrupt  # a second Ctrl-C does not wait
         self._signal = number
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)  # a second Ctrl-C does not wait for Python to take its turn
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if not self._previous_handlers:
+            self._hold_signals()
         due = time.monotonic() - self._last_save >= self._every_seconds
         due |= self._every_steps > 0 and self._log.step % self._every_steps == 0
+        due &= not self._log.bad_steps  # what a run goes back to lies before the bad steps
         # At the end of an epoch validation comes first, so that no checkpoint lies between the two.
         if (due or self._signal) and not self._at_epoch_end(batch):
             self.save()
@@ -334,10 +386,14 @@ class Checkpoints(keras.callbacks.Callback):
         self._stop_if_asked()
 
     def save(self) -> None:
-        metrics_bytes = self._run.metrics_path.stat().st_size
-        progress = Progress(self._log.step, self._log.logged_sums, metrics_bytes, self.seconds, self._fingerprint)
-        with writing_failed(safetensors.SafetensorError):
-            save_checkpoint(self._run.checkpoints_path, progress, model_variables(self.model), self._keep)
+        try:
+            with writing_failed(safetensors.SafetensorError):
+                variables = model_variables(self.model)
+                folders = self._run.checkpoints_path, self._run.model_path
+                save_checkpoint(folders[0], self.progress(), variables, self._keep, folders[1])
+        except NonFiniteLoss:
+            if not self._signal:  # else the run stops, and goes on from the checkpoint before
+                raise
         self._last_save = time.monotonic()
 
     def _at_epoch_end(self, batch: int) -> bool:

@@ -1,7 +1,8 @@
 """Checkpoints: everything a run needs to go on as if it had never stopped.
 
 The order of the data, the masks and dropout are functions of the seed and the step, so the step is all there is to
-keep of them; what was best so far is in metrics.jsonl. What remains is weights, optimizer and the epoch's metric sums.
+keep of them; what was best so far is in metrics.jsonl. What remains is weights, optimizer, the epoch's metric sums, and
+what has been skipped. A checkpoint holds finite numbers only.
 """
 
 import json
@@ -15,10 +16,10 @@ import numpy as np
 import safetensors.numpy
 import xxhash
 
-from tf_mlm.errors import Refused
+from tf_mlm.errors import NonFiniteLoss, Refused
 from tf_mlm.training.run_directory import written_aside
 
-_ARRAYS, _STATE = "arrays.safetensors", "state.json"
+_ARRAYS, _STATE, _BEST_MODEL = "arrays.safetensors", "state.json", "model"
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,10 @@ class Progress:
         metrics_bytes: length of metrics.jsonl, whose rows beyond it the resumed run writes again.
         seconds: time spent in training so far.
         fingerprint: of config, data and model; only the run that wrote a checkpoint may go on from it.
+        epoch_seconds: time spent in the epoch under way.
+        skipped_steps: steps without an update, because their loss or gradient was not finite.
+        bad_steps: how many of those there were in a row until now.
+        went_back: from which step to which, after too many of those in a row; None if never.
     """
 
     step: int
@@ -38,27 +43,57 @@ class Progress:
     metrics_bytes: int
     seconds: float
     fingerprint: str
+    epoch_seconds: float = 0.0
+    skipped_steps: int = 0
+    bad_steps: int = 0
+    went_back: tuple[int, int] | None = None
+
+    @property
+    def next_batch(self) -> int:
+        """Number of the next step's batch in the order of the data, counted from 0: ahead of the step by what a run
+        that went back has left out."""
+        return self.step + (self.went_back[0] - self.went_back[1] if self.went_back else 0)
 
 
-def save_checkpoint(folder: Path, progress: Progress, variables: dict[str, Any], keep: int) -> None:
-    """Write `folder`/step-N, checksummed and renamed into place, and remove all but the newest `keep`."""
+def save_checkpoint(
+    folder: Path, progress: Progress, variables: dict[str, Any], keep: int, best_model: Path | None = None
+) -> None:
+    """Write `folder`/step-N, checksummed and renamed into place, and remove all but the newest `keep`.
+
+    Those of later steps are removed too: the run has gone on from an earlier one, since they are damaged.
+
+    Args:
+        best_model: the folder, if there is one yet, that `restore_best_model` shall put back. Kept by links to its
+            files, which take neither time nor room until another model is better.
+
+    Raises:
+        NonFiniteLoss: a variable holds a number that is not finite; nothing was written.
+    """
+    arrays = {name: np.asarray(variable.numpy(), order="C") for name, variable in variables.items()}
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise NonFiniteLoss(f"a number of the {name.partition('/')[0]} is not finite after step {progress.step}", 1)
     folder.mkdir(exist_ok=True)
-    for left_by_a_kill in folder.glob(".step-*"):
-        shutil.rmtree(left_by_a_kill)
-    with written_aside(folder / f"step-{progress.step:010d}") as aside:
-        arrays = {name: np.asarray(variable.numpy(), order="C") for name, variable in variables.items()}
+    path = _path(folder, progress)
+    with written_aside(path) as aside:
         safetensors.numpy.save_file(arrays, aside / _ARRAYS)
+        if best_model is not None and best_model.exists():
+            shutil.copytree(best_model, aside / _BEST_MODEL, copy_function=_link)
         state = json.dumps(asdict(progress) | {"checksum": _checksum(aside / _ARRAYS)}, sort_keys=True)
         (aside / _STATE).write_text(json.dumps({"state": state, "checksum": xxhash.xxh3_128_hexdigest(state.encode())}))
-        for name in (_ARRAYS, _STATE):
-            with open(aside / name, "rb") as file:
-                os.fsync(file.fileno())
-    for old in _newest_first(folder)[keep:]:
-        shutil.rmtree(old)
+    newest_first = _newest_first(folder)
+    this = newest_first.index(path)
+    for other in newest_first[:this] + newest_first[this + keep :]:
+        shutil.rmtree(other)
 
 
-def load_checkpoint(folder: Path, fingerprint: str) -> tuple[Progress, dict[str, np.ndarray]] | None:
+def load_checkpoint(
+    folder: Path, fingerprint: str, *, before_bad_steps: bool = False
+) -> tuple[Progress, dict[str, np.ndarray]] | None:
     """The newest sound checkpoint, or None; one that is damaged is passed over, after a line that says why.
+
+    Args:
+        before_bad_steps: pass over those that a signal had written between bad steps as well.
 
     Raises:
         Refused: it belongs to another config, text, model or precision; or there are only damaged ones.
@@ -72,7 +107,9 @@ def load_checkpoint(folder: Path, fingerprint: str) -> tuple[Progress, dict[str,
             if _checksum(path / _ARRAYS) != state.pop("checksum"):
                 raise ValueError(f"{_ARRAYS} does not match its checksum")
             arrays = safetensors.numpy.load_file(path / _ARRAYS)
-            progress = Progress(**state | {"logged_sums": tuple(state["logged_sums"])})
+            for name in ("logged_sums", "went_back"):
+                state[name] = state[name] and tuple(state[name])
+            progress = Progress(**state)
         except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
             print(f"checkpoint {path.name} passed over: {type(error).__name__}: {error}")
             continue
@@ -80,7 +117,10 @@ def load_checkpoint(folder: Path, fingerprint: str) -> tuple[Progress, dict[str,
             raise Refused(
                 f"--resume {folder.parent}: its checkpoint is of another text, model or precision than are here now"
             )
-        return progress, arrays
+        if not (before_bad_steps and progress.bad_steps):
+            return progress, arrays
+    if before_bad_steps:
+        return load_checkpoint(folder, fingerprint)
     if _newest_first(folder):
         raise Refused(f"--resume {folder.parent}: none of its checkpoints can be read; start a new run")
     return None
@@ -91,6 +131,16 @@ def restore_variables(variables: dict[str, Any], arrays: dict[str, np.ndarray]) 
     assert variables.keys() == arrays.keys(), variables.keys() ^ arrays.keys()
     for name, variable in variables.items():
         variable.assign(arrays[name])
+
+
+def restore_best_model(folder: Path, progress: Progress, best_model: Path) -> None:
+    """Make `best_model` what it was when the checkpoint of `progress` was saved, which is nothing before an epoch."""
+    kept = _path(folder, progress) / _BEST_MODEL
+    if kept.exists():
+        with written_aside(best_model) as aside:
+            shutil.copytree(kept, aside, copy_function=_link, dirs_exist_ok=True)
+    else:
+        shutil.rmtree(best_model, ignore_errors=True)
 
 
 def model_variables(model: Any, only: str = "") -> dict[str, Any]:
@@ -111,6 +161,17 @@ def model_variables(model: Any, only: str = "") -> dict[str, Any]:
         if only in ("", group)
         for i, variable in enumerate(variables)
     }
+
+
+def _path(folder: Path, progress: Progress) -> Path:
+    return folder / f"step-{progress.step:010d}"
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copyfile(source, target)
 
 
 def _newest_first(folder: Path) -> list[Path]:

@@ -179,12 +179,15 @@ def _summary(report: RunReport) -> str:
         ["Epochs", _epochs_done(report)],
         ["Best epoch", str(best.get("epoch", "–"))],
         ["Unigram entropy, the loss of knowing token frequencies alone", _number(start.get("unigram_entropy"))],
+        ["Steps skipped, because the loss or its gradient was not finite", str(_skipped_steps(report))],
         ["Time", _duration(seconds)],
         ["Tokens per second, median of the epochs", _number(median(speeds) if speeds else None, "{:,.0f}")],
     ]
     if "ceiling_tokens_per_second" in start and speeds:
         ceiling = start["ceiling_tokens_per_second"]
         facts.append(["Share of what the matrix products alone would allow", f"{median(speeds) / ceiling:.0%}"])
+    if went_back := (report.of("end") or [{}])[-1].get("went_back"):
+        facts.append(["Gone back, after too many of those in a row", "from step {:,} to step {:,}".format(*went_back)])
     validation = _table(["Validation", "Before training", "Best epoch"], measures)
     return f"## Summary\n\n{validation}\n\n{_table(['The run', ''], facts)}"
 
@@ -322,6 +325,10 @@ def _limits(report: RunReport) -> str:
 def _environment(report: RunReport) -> str:
     rows = [[name.replace("_", " "), _value(report.environment.get(name))] for name in _ENVIRONMENT]
     return "## Versions and machine\n\n" + _table(["", ""], rows)
+
+
+def _skipped_steps(report: RunReport) -> int:
+    return next((event["skipped_steps"] for event in reversed(report.events) if "skipped_steps" in event), 0)
 
 
 def _epochs_done(report: RunReport) -> str:

@@ -5,6 +5,7 @@ import sys
 import time
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -16,8 +17,10 @@ from tf_mlm.data.pipeline import build_collator, build_train_dataset, build_vali
 from tf_mlm.data.prepared import PreparedData
 from tf_mlm.model import ceiling
 from tf_mlm.model.optimizer import build_schedule, num_warmup_steps
+from tf_mlm.training.run_directory import describe_bytes, free_bytes
 
 _TRIAL_STEPS = 5
+_SMALL_FILES_BYTES = 2 * 2**20  # curves, card, tokenizer, events, the SavedModel's graph
 _LOGITS_COPIES = 10  # float32 arrays of that size alive at once: logits, their gradient, softmax; as measured
 
 
@@ -47,8 +50,8 @@ class RunLength:
         )
 
 
-def describe_plan(config: Config, length: RunLength, model: Any, precision: str) -> str:
-    """Steps, tokens, schedule, and a memory estimate, in lines for a reader."""
+def describe_plan(config: Config, length: RunLength, model: Any, precision: str, run_path: Path) -> str:
+    """Steps, tokens, schedule, memory and disk, in lines for a reader."""
     schedule = build_schedule(config.optimizer, length.num_train_steps)
     points = sorted({0, length.num_warmup_steps, length.num_train_steps // 2, length.num_train_steps - 1})
     rates = ", ".join(f"{float(schedule(step)):.3g} at step {step + 1:,}" for step in points)
@@ -62,8 +65,20 @@ def describe_plan(config: Config, length: RunLength, model: Any, precision: str)
             f"rate       {rates}",
             f"parameters {model.count_params():>10,}",
             f"memory     {_memory_bytes(config, model, precision) / 2**30:>10.1f} GiB at the peak, estimated",
+            f"disk       {describe_bytes(disk_bytes(config, model)):>10} at the peak, for {config.checkpoint.keep + 1} "
+            f"checkpoints and the model; {describe_bytes(free_bytes(run_path))} free",
         ]
     )
+
+
+def disk_bytes(config: Config, model: Any) -> int:
+    """What the run directory holds at its largest, while one more checkpoint is written than are kept.
+
+    More than at the end, when the SavedModel is there as well.
+    """
+    weights = 4 * model.count_params()
+    checkpoint = 4 * weights  # with Adam's two moments, and what was the best model then
+    return (config.checkpoint.keep + 1) * checkpoint + weights + _SMALL_FILES_BYTES
 
 
 def _memory_bytes(config: Config, model: Any, precision: str) -> float:

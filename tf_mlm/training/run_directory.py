@@ -2,14 +2,16 @@
 
 import contextlib
 import csv
+import glob
 import io
 import itertools
 import json
+import math
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ import filelock
 
 from tf_mlm.config import Config, dump_config
 from tf_mlm.errors import Refused
+
+_ASIDE, _REPLACED = ".aside", ".replaced"  # ends of the names of what is being written, and of what gives way to it
 
 HISTORY_COLUMNS = (
     "epoch", "step", "loss", "val_loss", "val_perplexity", "val_masked_accuracy", "learning_rate",
@@ -26,7 +30,7 @@ HISTORY_COLUMNS = (
 
 def write_whole(path: Path, content: bytes | str) -> None:
     """Write `path` to a temporary name beside it and rename it, so that it is never seen half written."""
-    descriptor, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    descriptor, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_ASIDE, dir=path.parent)
     try:
         with open(descriptor, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
@@ -42,20 +46,69 @@ def write_whole(path: Path, content: bytes | str) -> None:
 
 @contextlib.contextmanager
 def written_aside(folder: Path) -> Iterator[Path]:
-    """A folder to write into that takes the place of `folder` when the block ends well, and is removed when not."""
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    """A folder to write into that takes the place of `folder` when the block ends well, and is removed when not.
+
+    A folder cannot be renamed over another one: between the two renames `recover` is what puts the old one back.
+    """
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=_ASIDE, dir=folder.parent))
+    replaced = folder.parent / f".{folder.name}{_REPLACED}"
     os.chmod(aside, 0o777 & ~_umask())
     try:
         yield aside
+        for path in aside.rglob("*"):
+            if path.is_file():
+                _sync(path)
+        recover_folder(folder)
         if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-            os.replace(folder, old / folder.name)
-            os.replace(aside, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(aside, folder)
+            os.replace(folder, replaced)
+        os.replace(aside, folder)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except BaseException:
+        recover_folder(folder)
+        raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def recover_folder(folder: Path) -> None:
+    """Put back `folder` where it was renamed and nothing has taken its place."""
+    replaced = folder.parent / f".{folder.name}{_REPLACED}"
+    if replaced.exists() and not folder.exists():
+        os.replace(replaced, folder)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def recover(parent: Path) -> None:
+    """Put back the folders in `parent` that a kill left renamed, and remove what it left half written."""
+    for replaced in parent.glob(f".*{_REPLACED}"):
+        recover_folder(parent / replaced.name.removesuffix(_REPLACED)[1:])
+    _remove(parent.glob(f".*{_ASIDE}"))
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def dump_json(value: Any, **options: Any) -> str:
+    """JSON that every reader takes: a number that is not finite is null, as JSON has no word for it."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: finite(each) for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(each) for each in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(finite(value), allow_nan=False, **options)
 
 
 class RunDirectory:
@@ -63,6 +116,7 @@ class RunDirectory:
 
     def __init__(self, path: Path):
         self.path = path
+        self._made_here = False
         self._lock = filelock.FileLock(path / ".lock", timeout=0)
 
     @classmethod
@@ -74,9 +128,10 @@ class RunDirectory:
         """
         if path.exists() and not path.is_dir():
             raise Refused(f"--output-dir {path}: is a file; name a folder")
+        run = cls(path)
         try:
+            run._made_here = not path.exists()
             path.mkdir(parents=True, exist_ok=True)
-            run = cls(path)
             run._take_lock()
         except OSError as error:
             raise Refused(f"--output-dir {path}: cannot be written: {error.strerror}; name another folder") from None
@@ -84,7 +139,8 @@ class RunDirectory:
             if run.metrics_path.exists() or run.config_path.exists():
                 state = "a finished run" if run.is_finished() else "an unfinished run; continue it with --resume"
                 raise Refused(f"--output-dir {path}: holds {state}, or name another folder")
-            if others := sorted(entry.name for entry in path.iterdir() if entry.name != ".lock"):
+            names = {entry.name for entry in path.iterdir()} - {".lock"}
+            if others := sorted(name for name in names if not (name.startswith(".") and name.endswith(_ASIDE))):
                 raise Refused(
                     f"--output-dir {path}: is not empty ({others[0]} is there); name an empty or a new folder"
                 )
@@ -92,6 +148,7 @@ class RunDirectory:
             (path / ".lock").unlink(missing_ok=True)  # nothing is left in a folder that is not ours
             run.release()
             raise
+        recover(path)
         return run
 
     @classmethod
@@ -108,6 +165,10 @@ class RunDirectory:
             run._take_lock()
         except OSError as error:
             raise Refused(f"--resume {path}: cannot be written: {error.strerror}") from None
+        recover(path)
+        recover(run.checkpoints_path)
+        curve = run.choose_curve()
+        _remove(curve.parent.glob(f".{glob.escape(curve.name)}.*{_ASIDE}"))
         return run
 
     def _take_lock(self) -> None:
@@ -119,16 +180,36 @@ class RunDirectory:
                 f"--output-dir {self.path}: another process is running there; wait for it or stop it"
             ) from None
 
+    def is_locked(self) -> bool:
+        """Whether another process is running there."""
+        try:
+            with self._lock.acquire():
+                return False
+        except filelock.Timeout:
+            return True
+
     def release(self) -> None:
         self._lock.release()
 
     def discard(self) -> None:
-        """Remove what a refused run has made, which is never more than its config: nothing was trained."""
+        """Remove what a refused run has made, its config and perhaps its folder, never more: nothing was trained."""
         for path in (self.config_path, self.environment_path, self.path / ".lock"):
             path.unlink(missing_ok=True)
         self.release()
-        with contextlib.suppress(OSError):
-            self.path.rmdir()
+        if self._made_here:
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
+
+    def check_disk(self, needed: int) -> None:
+        """Raises Refused where the disk has no room for a run of `needed` bytes, what is there of it counted in."""
+        present = sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
+        free = free_bytes(self.path)
+        if needed - present > free:
+            raise Refused(
+                f"--output-dir {self.path}: {describe_bytes(free)} are free where the run needs "
+                f"{describe_bytes(needed - present)} more; make room, name a folder on another disk, or set "
+                "checkpoint.keep = 1"
+            )
 
     config_path = property(lambda self: self.path / "config.toml")
     environment_path = property(lambda self: self.path / "environment.json")
@@ -146,11 +227,11 @@ class RunDirectory:
         write_whole(self.config_path, dump_config(config))
 
     def write_environment(self, environment: dict[str, Any]) -> None:
-        write_whole(self.environment_path, json.dumps(environment, indent=2) + "\n")
+        write_whole(self.environment_path, dump_json(environment, indent=2) + "\n")
 
     def append_event(self, event: dict[str, Any]) -> None:
         with open(self.metrics_path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
+            file.write(dump_json(event) + "\n")
 
     def read_events(self) -> list[dict[str, Any]]:
         """The events so far; a half last line, left by a kill, is not one."""
@@ -196,6 +277,17 @@ def read_events(metrics_path: Path) -> list[dict[str, Any]]:
     return events
 
 
+def free_bytes(path: Path) -> int:
+    """Of the disk that `path`, or the nearest folder above it that is there, lies on."""
+    return shutil.disk_usage(
+        next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    ).free
+
+
+def describe_bytes(number: int) -> str:
+    return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.1f} MiB"
+
+
 def new_run_path(config_name: str) -> Path:
     """runs/<config name>-<time>, with a number behind it where that is taken."""
     name = f"{config_name}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -204,10 +296,24 @@ def new_run_path(config_name: str) -> Path:
 
 
 def newest_unfinished_run(root: Path) -> Path | None:
-    """The unfinished run in `root` that was started or resumed last."""
+    """The run in `root` that was started or resumed last, of those that can be gone on with.
+
+    Not one that is finished, nor one whose loss was no longer finite (it would end there again), nor one at work.
+    """
     runs = [RunDirectory(path.parent) for path in root.glob("*/config.toml")]
-    unfinished = [run.path for run in runs if not run.is_finished()]
-    return max(unfinished, key=lambda path: (path / "config.toml").stat().st_mtime, default=None)
+    return max(
+        (run.path for run in runs if _can_go_on(run)),
+        key=lambda path: (path / "config.toml").stat().st_mtime,
+        default=None,
+    )
+
+
+def _can_go_on(run: RunDirectory) -> bool:
+    try:
+        events = run.read_events()
+        return not (events and events[-1]["event"] in ("end", "non_finite")) and not run.is_locked()
+    except (Refused, OSError):  # damaged, or not ours to write: said when it is named
+        return False
 
 
 def _umask() -> int:

@@ -2,10 +2,12 @@
 
 import contextlib
 import json
+import math
 import platform
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import tf_keras as keras
@@ -15,7 +17,7 @@ from tf_mlm import runtime
 from tf_mlm.config import Config
 from tf_mlm.data.corpus import load_corpus
 from tf_mlm.data.masking import num_slots
-from tf_mlm.data.pipeline import build_collator, build_train_dataset, build_validation_dataset
+from tf_mlm.data.pipeline import build_collator, build_train_dataset, build_validation_dataset, rows_of_batch
 from tf_mlm.data.prepared import PreparedData, describe_data, prepare_data
 from tf_mlm.errors import Interrupted, NonFiniteLoss, Refused
 from tf_mlm.model.loading import load_model, load_model_config, load_tokenizer, load_trained
@@ -24,13 +26,21 @@ from tf_mlm.model.optimizer import build_optimizer, build_schedule
 from tf_mlm.serving.fill_mask import fill_masks
 from tf_mlm.serving.saved_model import export_saved_model
 from tf_mlm.training import callbacks
-from tf_mlm.training.checkpoint import Progress, load_checkpoint, model_variables, restore_variables
+from tf_mlm.training.checkpoint import (
+    Progress,
+    load_checkpoint,
+    model_variables,
+    restore_best_model,
+    restore_variables,
+    save_checkpoint,
+)
 from tf_mlm.training.model_card import Example, RunReport, build_model_card
-from tf_mlm.training.plan import RunLength, describe_plan, describe_trial, measure_ceiling, run_trial
+from tf_mlm.training.plan import RunLength, describe_plan, describe_trial, disk_bytes, measure_ceiling, run_trial
 from tf_mlm.training.run_directory import RunDirectory, write_whole, written_aside
 from tf_mlm.training.tensorboard import TensorBoardFiles
 
 _NUM_FILLS = 5
+_SEQUENCES_SHOWN = 100  # in an error; all are in metrics.jsonl
 
 
 def train(config: Config, run: RunDirectory) -> None:
@@ -38,12 +48,13 @@ def train(config: Config, run: RunDirectory) -> None:
 
     Raises:
         Refused: the data or the model cannot be had or do not fit; nothing was trained.
-        NonFiniteLoss: the loss was no longer a number.
+        NonFiniteLoss: the loss was no longer a number, for the second time.
         Interrupted: a signal asked the run to stop; a checkpoint was written.
     """
     run.write_config(config)
     model, tokenizer, data, length, environment = prepare(config)
-    print(describe(config, data, model, length, environment), flush=True)
+    print(describe(config, data, model, length, environment, run.path), flush=True)
+    run.check_disk(disk_bytes(config, model))
 
     progress = restore(model, run, environment["fingerprint"])
     run.cut_events(progress.metrics_bytes)
@@ -53,14 +64,19 @@ def train(config: Config, run: RunDirectory) -> None:
         data.validation_rows,
         batch_size=config.training.batch_size,
     )
-    if progress.step == 0:
+    if progress.metrics_bytes == 0:
         print("validating the model before training", flush=True)
         start = start_event(config, model, tokenizer, data, length, validation_dataset)
         if config.training.measure_ceiling:
             start["ceiling_tokens_per_second"] = measure_ceiling(config, model, environment["precision"])
         run.append_event(start)
-    seconds = fit(config, run, model, tokenizer, data, length, validation_dataset, progress)
-    export(config, run, seconds)
+    while True:
+        try:
+            progress = fit(config, run, model, tokenizer, data, length, validation_dataset, progress)
+            break
+        except NonFiniteLoss as error:
+            progress = go_back(config, run, model, tokenizer, data, error)
+    export(config, run, progress)
 
 
 def prepare(config: Config) -> tuple[Any, Any, PreparedData, RunLength, dict[str, Any]]:
@@ -122,7 +138,9 @@ def fingerprint(config: Config, model: Any, tokenizer: Any, precision: str, data
     return digest.hexdigest()
 
 
-def describe(config: Config, data: PreparedData, model: Any, length: RunLength, environment: dict[str, Any]) -> str:
+def describe(
+    config: Config, data: PreparedData, model: Any, length: RunLength, environment: dict[str, Any], run_path: Path
+) -> str:
     lines = [describe_data(data.facts)]
     if environment["new_weights"]:
         names = ", ".join(environment["new_weights"])
@@ -130,7 +148,7 @@ def describe(config: Config, data: PreparedData, model: Any, length: RunLength, 
             f"fresh      {len(environment['new_weights']):>10,} weights that {config.model.name} lacks: {names}"
         )
     model.summary(line_length=80, print_fn=lines.append)
-    lines.append(describe_plan(config, length, model, environment["precision"]))
+    lines.append(describe_plan(config, length, model, environment["precision"], run_path))
     lines.append(
         f"precision  {environment['precision']:>10} because {environment['precision_reason']}; XLA {environment['xla']}"
     )
@@ -141,7 +159,7 @@ def restore(model: Any, run: RunDirectory, fingerprint: str) -> Progress:
     """Put the newest checkpoint, if there is one, into the model's and the optimizer's variables."""
     checkpoint = load_checkpoint(run.checkpoints_path, fingerprint)
     if checkpoint is None:
-        return Progress(0, (0.0, 0.0), 0, 0.0, fingerprint)
+        return Progress(0, (0.0, 0.0), metrics_bytes=0, seconds=0.0, fingerprint=fingerprint)
     progress, arrays = checkpoint
     restore_variables(model_variables(model), arrays)
     print(f"resumed    at step {progress.step:,}", flush=True)
@@ -153,6 +171,11 @@ def start_event(
 ) -> dict[str, Any]:
     """The model before training: its validation metrics, and what it fills in."""
     logs = model.evaluate(validation_dataset, verbose=0, return_dict=True)
+    if not math.isfinite(logs["loss"]):
+        raise Refused(
+            f"model.name = {config.model.name!r}: before training its loss is not a finite number; its weights are "
+            "damaged or too large; name another model, or set training.precision = 'float32'"
+        )
     return {
         "event": "start",
         "epoch": 0,
@@ -186,11 +209,11 @@ def fit(
     length: RunLength,
     validation_dataset: Any,
     progress: Progress,
-) -> float:
+) -> Progress:
     """Train from `progress` to the end, or to where early stopping ends it.
 
     Returns:
-        Seconds spent in training, those of the runs that this one continues included.
+        How far the run has come then.
     """
     events = run.read_events()
     epochs_done = [event for event in events if event["event"] == "epoch"]
@@ -199,13 +222,13 @@ def fit(
     board = TensorBoardFiles(run.tensorboard_path, events)
     log = callbacks.MetricsLog(
         [run.append_event, board.write, lines.show],
+        progress=progress,
         schedule=build_schedule(config.optimizer, length.num_train_steps),
         steps_per_epoch=length.steps_per_epoch,
         num_train_steps=length.num_train_steps,
         tokens_per_step=config.training.batch_size * config.data.sequence_length,
         log_every=config.training.log_every,
-        first_step=progress.step,
-        logged_sums=progress.logged_sums,
+        max_bad_steps=config.training.max_bad_steps,
         ceiling=events[0].get("ceiling_tokens_per_second"),
     )
     checkpoints = callbacks.Checkpoints(
@@ -213,8 +236,7 @@ def fit(
         log,
         **asdict(config.checkpoint),
         steps_per_epoch=length.steps_per_epoch,
-        fingerprint=progress.fingerprint,
-        seconds=progress.seconds,
+        progress=progress,
     )
     curves = callbacks.Curves(run)
     around = [
@@ -226,7 +248,10 @@ def fit(
         callbacks.EarlyStopping(run, patience),
         checkpoints,
     ]
-    with checkpoints, board, contextlib.closing(lines), drawn_when_stopped(curves):
+    with checkpoints, board, contextlib.closing(lines), told_when_stopped(curves, checkpoints):
+        if progress.metrics_bytes == 0:
+            checkpoints.set_model(model)
+            checkpoints.save()  # so that there always is one to go back to
         if (run.path / "loss.png").exists():
             curves.draw()  # it may show what has just been cut from the events
         at_epoch_end = progress.step % length.steps_per_epoch == 0 or progress.step == length.num_train_steps
@@ -238,8 +263,8 @@ def fit(
                 data.train_rows,
                 batch_size=config.training.batch_size,
                 seed=config.training.seed,
-                epochs=length.epochs,
-                first_step=progress.step,
+                epochs=-(-(progress.next_batch + length.num_train_steps - progress.step) // length.steps_per_epoch),
+                first_batch=progress.next_batch,
             )
             model.fit_from(
                 progress.step,
@@ -249,19 +274,75 @@ def fit(
                 validation_data=validation_dataset,
                 callbacks=around,
             )
-    return checkpoints.seconds
+    return checkpoints.progress()
 
 
 @contextlib.contextmanager
-def drawn_when_stopped(curves: callbacks.Curves) -> Iterator[None]:
+def told_when_stopped(curves: callbacks.Curves, checkpoints: callbacks.Checkpoints) -> Iterator[None]:
     try:
         yield
-    except (Interrupted, NonFiniteLoss):
+    except Interrupted:
         curves.draw()
+        raise
+    except NonFiniteLoss as error:
+        curves.draw()
+        error.progress = checkpoints.progress()
         raise
 
 
-def export(config: Config, run: RunDirectory, seconds: float) -> None:
+def go_back(
+    config: Config, run: RunDirectory, model: Any, tokenizer: Any, data: PreparedData, error: NonFiniteLoss
+) -> Progress:
+    """Put the newest checkpoint back, from which the run goes on with the data behind that of the bad steps.
+
+    The checkpoint is written again with what was left out, so that an interrupted run repeats it.
+
+    Raises:
+        NonFiniteLoss: the run has gone back before.
+    """
+    stopped = error.progress
+    sequences = [
+        int(row)
+        for batch in range(stopped.next_batch - error.num_steps, stopped.next_batch)
+        for row in rows_of_batch(data.train_rows, config.training.batch_size, config.training.seed, batch)
+    ]
+    reason = f"{error}{describe_sequences(sequences, data, tokenizer)}"
+    if stopped.went_back:
+        run.append_event({"event": "non_finite", "step": stopped.step, "sequences": sequences})
+        raise NonFiniteLoss(
+            f"{reason}; the run had gone back before, from step {stopped.went_back[0]} to {stopped.went_back[1]}; "
+            "lower optimizer.learning_rate, or set training.precision = 'float32', and start a new run"
+        )
+    checkpoint = load_checkpoint(run.checkpoints_path, stopped.fingerprint, before_bad_steps=True)
+    if checkpoint is None:
+        raise OSError(f"{run.checkpoints_path}: the checkpoints are gone")
+    good, arrays = checkpoint
+    restore_variables(model_variables(model), arrays)
+    restore_best_model(run.checkpoints_path, good, run.model_path)  # it may be of an epoch that is cut
+    run.cut_events(good.metrics_bytes)
+    progress = replace(
+        good,
+        seconds=stopped.seconds,
+        skipped_steps=stopped.skipped_steps,
+        bad_steps=0,
+        went_back=(stopped.step, good.step),
+    )
+    save_checkpoint(run.checkpoints_path, progress, model_variables(model), config.checkpoint.keep, run.model_path)
+    print(f"back       to step {good.step:,}: {reason}; on with the batches behind, and no second time", flush=True)
+    return progress
+
+
+def describe_sequences(sequences: list[int], data: PreparedData, tokenizer: Any) -> str:
+    """Which training sequences the last steps had, and how the first of them begins."""
+    if not sequences:
+        return ""
+    shown = ", ".join(map(str, sequences[:_SEQUENCES_SHOWN]))
+    more = f" and {len(sequences) - _SEQUENCES_SHOWN} more" if len(sequences) > _SEQUENCES_SHOWN else ""
+    begin = tokenizer.decode(data.train.input_ids[sequences[0]][:12], skip_special_tokens=True)
+    return f", on the training sequences {shown}{more} (the first begins {begin!r})"
+
+
+def export(config: Config, run: RunDirectory, progress: Progress) -> None:
     """From the best model: SavedModel, fills, model card. The end event comes last, the checkpoints go after it."""
     model, tokenizer = load_trained(str(run.model_path))
     with written_aside(run.saved_model_path) as aside:
@@ -277,7 +358,9 @@ def export(config: Config, run: RunDirectory, seconds: float) -> None:
         "step": epochs[-1]["step"],
         "best_epoch": best["epoch"],
         "best_val_loss": best["val_loss"],
-        "seconds": round(seconds, 3),
+        "seconds": round(progress.seconds, 3),
+        "skipped_steps": progress.skipped_steps,
+        **({"went_back": progress.went_back} if progress.went_back else {}),
         "fills": fill_examples(config, model, tokenizer),
     }
     write_whole(
@@ -289,7 +372,7 @@ def export(config: Config, run: RunDirectory, seconds: float) -> None:
     sentence = next(iter(config.training.example_sentences), "This is a great [MASK].")
     print(
         f"finished   {run.path}: best epoch {best['epoch']} of {epochs[-1]['epoch']}, val_loss "
-        f"{best['val_loss']:.4f}, perplexity {best['val_perplexity']:.2f}\n"
+        f"{best['val_loss']:.4f}, perplexity {perplexity(best['val_loss']):.2f}\n"
         f"           loss.png, README.md (model card), model/, saved_model/; curve in {run.choose_curve()}\n"
         f'try        python -m tf_mlm fill-mask {run.path} "{sentence}"'
     )
@@ -314,8 +397,8 @@ def report(
     )
 
 
-def plan(config: Config) -> None:
+def plan(config: Config, run_path: Path) -> None:
     """Say what `train` would do, and by a few trial steps how fast; nothing is written but the cache."""
     model, tokenizer, data, length, environment = prepare(config)
-    print(describe(config, data, model, length, environment), flush=True)
+    print(describe(config, data, model, length, environment, run_path), flush=True)
     print(describe_trial(config, length, run_trial(config, model, tokenizer, data)))
