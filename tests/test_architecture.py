@@ -28,6 +28,7 @@ ORDER = [
     "tf_mlm.serving",
     "tf_mlm.serving.graph_tokenizer",
     "tf_mlm.serving.saved_model",
+    "tf_mlm.serving.conversion",
     "tf_mlm.serving.fill_mask",
     "tf_mlm.serving.explain",
     "tf_mlm.serving.evaluate",

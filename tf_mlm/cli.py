@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
@@ -271,8 +273,10 @@ def _use(argv: list[str]) -> None:
     command.add_argument("sentence", metavar="SENTENCE")
     command.add_argument("--seed", type=int, default=0, metavar="N", help="decides what is masked [0]")
 
-    command = add_command("export", _export, "Write a SavedModel.", model)
+    command = add_command("export", _export, "Write the model for others: to serve, to embed, to publish.", model)
     command.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder")
+    formats = ("saved_model", "tflite", "onnx", "huggingface")
+    command.add_argument("--format", choices=formats, default=formats[0], help="[saved_model]")
 
     arguments, rest = parser.parse_known_args(argv)
     # argparse gives no positional to a "*" that an option has interrupted (python/cpython#59317, repaired in 3.13).
@@ -381,18 +385,46 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    name, _ = _find_model(arguments.model)
-    if arguments.output.exists():
-        raise Refused(f"--output {arguments.output}: is there already; name a new folder")
+    output, kind = arguments.output, arguments.format
+    name, config = _find_model(arguments.model)
+    if output.exists():
+        raise Refused(f"--output {output}: is there already; name a new folder")
+    if kind == "huggingface" and config is None:
+        raise Refused(
+            f"--format huggingface: {name} is no run, of which the card tells; a model folder can be uploaded as it is"
+        )
     _start_libraries_for([name], TrainingConfig(xla="off"))
-    from tf_mlm.model.loading import load_trained
-    from tf_mlm.serving.saved_model import export_saved_model
     from tf_mlm.training.run_directory import written_aside
 
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with written_aside(output) as aside:
+        said = _export_for_hub(arguments, aside) if kind == "huggingface" else _export_as(kind, name, output, aside)
+    print(said)
+
+
+def _export_as(kind: str, name: str, output: Path, folder: Path) -> str:
+    """Write to `folder`, which will be `output`; what to tell of it."""
+    from tf_mlm.model.loading import load_trained
+    from tf_mlm.serving.conversion import export_onnx, export_tflite
+    from tf_mlm.serving.saved_model import export_saved_model
+
     model, tokenizer = load_trained(name)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    with written_aside(arguments.output) as aside:
-        why_no_strings = export_saved_model(model, tokenizer, aside)
-    print(f"SavedModel in {arguments.output}")
-    if why_no_strings:
-        print(why_no_strings)
+    if kind == "saved_model":
+        return f"SavedModel in {output}\n{export_saved_model(model, tokenizer, folder)}".rstrip()
+    deviation = {"tflite": export_tflite, "onnx": export_onnx}[kind](model, tokenizer, folder)
+    return (
+        f"{output}/model.{kind}, from ids and mask to logits, with config and tokenizer beside it\n"
+        f"checked in its runtime: logits within {deviation:.1e} of the model's, relative to the largest"
+    )
+
+
+def _export_for_hub(arguments: argparse.Namespace, folder: Path) -> str:
+    from tf_mlm.training.run_directory import RunDirectory
+    from tf_mlm.training.train import export_for_hub
+
+    run = RunDirectory(Path(arguments.model))
+    export_for_hub(run, folder)
+    return (
+        f"{arguments.output}: model, tokenizer and card; upload it, under your own name, with\n"
+        f"hf upload YOUR_NAME/{re.sub(r'[^A-Za-z0-9._-]+', '-', run.name)} {shlex.quote(str(arguments.output))}"
+    )
