@@ -14,7 +14,6 @@ from typing import Any, NoReturn
 from tf_mlm import hub, runtime
 from tf_mlm.config import (
     Config,
-    DataConfig,
     ModelConfig,
     TrainingConfig,
     dump_config,
@@ -34,6 +33,7 @@ SHORT_FLAGS = {
 }
 _SAMPLE_CONFIG = Path(__file__).parent.parent / "configs" / "sample.toml"
 _MAY_CHANGE_ON_RESUME = ("training.log_every", "checkpoint.every_minutes", "checkpoint.every_steps", "checkpoint.keep")
+_OTHER_DATA = ("revision", "config_name", "document", "text_column", "validation_split")  # what may be said of it
 _NEWEST = Path("<newest>")  # --resume without a name
 
 
@@ -264,7 +264,10 @@ def _use(argv: list[str]) -> None:
 
     command = add_command("evaluate", _evaluate, "Loss, perplexity and accuracy over masked tokens.", model)
     command.add_argument("--dataset", metavar="NAME_OR_PATH", help="other data than the run's own validation data")
-    command.add_argument("--text-column", default="", metavar="NAME", help="the column of --dataset with the text")
+    for key in _OTHER_DATA:
+        flags = [f"--data.{key}", *(["--text-column"] if key == "text_column" else [])]
+        description = setting_fields()[f"data.{key}"].default.description
+        command.add_argument(*flags, dest=f"data.{key}", metavar="VALUE", default=argparse.SUPPRESS, help=description)
     command.add_argument("--json", action="store_true", help="as one JSON object")
 
     command = add_command(
@@ -361,13 +364,16 @@ def _load_trained(name: str) -> tuple[Any, Any]:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     name, config = _find_model(arguments.model)
+    settings = {name: value for name, value in vars(arguments).items() if name.startswith("data.")}
+    if settings and arguments.dataset is None:
+        raise Refused(f"--{next(iter(settings))} is of other data; name that with --dataset, or leave it out")
     if config is None and arguments.dataset is None:
         raise Refused(f"evaluate {arguments.model}: a model has no data of its own; name some with --dataset")
     config = replace(config or Config(), model=ModelConfig(name=name))
     if arguments.dataset is not None:
         # Other data: what the run's settings say of its own columns and splits does not hold for it.
         kept = ("sequence_length", "num_validation_sequences", "line_by_line", "overflow")
-        data = DataConfig(dataset=arguments.dataset, text_column=arguments.text_column)
+        data = load_config(None, settings | {"data.dataset": arguments.dataset}).data
         config = replace(config, data=replace(data, **{name: getattr(config.data, name) for name in kept}))
     _start_libraries(config, verbose=False)
     from tf_mlm.serving.evaluate import evaluate_model
