@@ -1,4 +1,5 @@
 import gzip
+import io
 import json
 import os
 import shutil
@@ -348,11 +349,49 @@ def test_a_model_that_cannot_be_used_is_refused(capsys: Capture, model: Path) ->
     assert "no model yet" in refusal(capsys, main, "export", "begun", "--output", "exported")
 
 
-def test_fill_mask_refuses_text_without_a_gap_or_too_long(capsys: Capture, model: Path) -> None:
-    assert "has no [MASK]" in refusal(capsys, main, "fill-mask", model, "There is nothing to fill in.")
+@pytest.mark.parametrize("kind", ["model", "saved_model"])
+def test_fill_mask_refuses_text_without_a_gap_or_too_long(capsys: Capture, finished_run: Path, kind: str) -> None:
+    model = finished_run / kind
+    for sentence in ("There is nothing to fill in.", ""):
+        assert f"{sentence!r} has no [MASK]" in refusal(capsys, main, "fill-mask", model, sentence)
     line = refusal(capsys, main, "fill-mask", model, "a " * 510 + "[MASK]")  # with [CLS] and [SEP]
-    assert "513 tokens" in line and "512 positions" in line
+    assert "more tokens than the model positions" in line or "513 tokens, the model 512 positions" in line
     assert "--top-k 0" in refusal(capsys, main, "fill-mask", model, "A [MASK].", "--top-k", "0")
+    assert main(["fill-mask", str(model), "A [MASK].", "--top-k", str(10**12)]) == 0
+
+
+def test_fill_mask_says_what_is_missing(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "no model; name a run directory" in refusal(capsys, main, "fill-mask")
+    assert "expected 2 arguments" in refusal(capsys, main, "fill-mask", "--compare", "A")
+    assert "unknown flag --topk" in refusal(capsys, main, "fill-mask", "A", "--topk", "3", "A [MASK].")
+    Path("model").mkdir()
+    for content, words in [(b"", "holds no sentence"), (b" \n\n", "holds no sentence"), (b"a\xff", "at byte 1")]:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+        assert words in refusal(capsys, main, "fill-mask", "model")
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    assert "write one behind the model, or pipe them in" in refusal(capsys, main, "fill-mask", "model")
+
+
+def test_a_text_that_is_not_utf_8_is_refused(capsys: Capture, finished_run: Path) -> None:
+    for kind in ("model", "saved_model"):
+        line = refusal(capsys, main, "fill-mask", finished_run / kind, os.fsdecode(b"caf\xe9 [MASK]"))
+        assert "is not UTF-8" in line
+
+
+def test_a_saved_model_without_strings_or_none_at_all_is_refused(capsys: Capture, tensorflow: None) -> None:
+    import tensorflow as tf
+
+    module = tf.Module()
+    signature = tf.function(lambda x: {"y": x}, input_signature=[tf.TensorSpec([None])], autograph=False)
+    tf.saved_model.save(module, "foreign", signatures={"serving_default": signature})
+    capsys.readouterr()
+    line = refusal(capsys, main, "fill-mask", "foreign", "A [MASK].")
+    assert "takes no strings (it has no signature fill_mask, only serving_default)" in line
+    Path("damaged").mkdir()
+    Path("damaged/saved_model.pb").write_bytes(b"no protocol buffer")
+    assert "this SavedModel cannot be loaded" in refusal(capsys, main, "fill-mask", "damaged", "A [MASK].")
+    assert "fill-mask alone can use" in refusal(capsys, main, "evaluate", "foreign")
+    assert "fill-mask alone can use" in refusal(capsys, main, "export", "foreign", "--output", "exported")
 
 
 def test_evaluate_of_a_bare_model_needs_data(capsys: Capture, model: Path) -> None:

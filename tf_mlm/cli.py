@@ -1,6 +1,8 @@
 """From the command line to a call, and from what ends it early to one line and an exit code."""
 
 import argparse
+import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
@@ -9,7 +11,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tf_mlm import hub, runtime
-from tf_mlm.config import Config, DataConfig, ModelConfig, dump_config, load_config, nearest, setting_fields
+from tf_mlm.config import (
+    Config,
+    ModelConfig,
+    TrainingConfig,
+    dump_config,
+    load_config,
+    nearest,
+    setting_fields,
+)
 from tf_mlm.errors import HubOutOfReach, Interrupted, NonFiniteLoss, Refused
 
 SHORT_FLAGS = {
@@ -22,6 +32,7 @@ SHORT_FLAGS = {
 }
 _SAMPLE_CONFIG = Path(__file__).parent.parent / "configs" / "sample.toml"
 _MAY_CHANGE_ON_RESUME = ("training.log_every", "checkpoint.every_minutes", "checkpoint.every_steps", "checkpoint.keep")
+_OTHER_DATA = ("revision", "config_name", "document", "text_column", "validation_split")  # what may be said of it
 _NEWEST = Path("<newest>")  # --resume without a name
 
 
@@ -214,51 +225,83 @@ def _check_same(path: Path, stored: Config, given: Config, way_on: str) -> None:
 
 
 def _start_libraries(config: Config, verbose: bool) -> None:
-    """Import TensorFlow and the Hugging Face libraries, having asked whether the Hub is in reach if it is needed."""
     named = [config.model.name] if config.model.name else []
     named += [config.data.dataset] if config.data.dataset != "sample" else []
+    _start_libraries_for(named, config.training, verbose)
+
+
+def _start_libraries_for(named: list[str], training: TrainingConfig, verbose: bool = False) -> None:
+    """Import TensorFlow and the Hugging Face libraries, having asked for the Hub if `named` needs it."""
     if not all(hub.is_local(name) for name in named):
         hub.connect()
-    runtime.prepare(config.training, verbose)
+    runtime.prepare(training, verbose)
 
 
 def _use(argv: list[str]) -> None:
     parser = _Parser(prog="python -m tf_mlm", description="Use a trained model. To train one: train.py.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add_command(name: str, call: Callable[[argparse.Namespace], None], description: str) -> argparse.ArgumentParser:
+    def add_command(
+        name: str, call: Callable[[argparse.Namespace], None], description: str, positional: dict[str, Any]
+    ) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=description, description=description, allow_abbrev=False)
-        command.add_argument("model", metavar="RUN_OR_MODEL", help="a run directory, a model folder, or a Hub name")
+        command.add_argument(**positional)
         command.set_defaults(call=call)
         return command
 
-    command = add_command("fill-mask", _fill_mask, "The likeliest words for each [MASK] of a sentence.")
-    command.add_argument("sentences", nargs="+", metavar="SENTENCE", help='such as "This is a great [MASK]."')
+    model = {"dest": "model", "metavar": "RUN_OR_MODEL", "help": "a run directory, a model folder, or a Hub name"}
+    texts = {
+        "dest": "texts",
+        "metavar": "RUN_OR_MODEL SENTENCE",
+        "nargs": "*",
+        "help": "a run directory, a model folder, a SavedModel or a Hub name; then sentences such as "
+        '"This is a great [MASK].", or none to read them from standard input, one a line',
+    }
+
+    command = add_command("fill-mask", _fill_mask, "The likeliest words for each [MASK] of a sentence.", texts)
+    command.usage = f"{command.prog} (RUN_OR_MODEL | --compare A B) [SENTENCE ...] [--top-k K] [--json]"
+    command.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two models side by side")
     command.add_argument("--top-k", type=int, default=5, metavar="K", help="words for each gap [5]")
     command.add_argument("--json", action="store_true", help="as JSON, one object a sentence")
 
-    command = add_command("evaluate", _evaluate, "Loss, perplexity and accuracy over masked tokens.")
+    command = add_command("evaluate", _evaluate, "Loss, perplexity and accuracy over masked tokens.", model)
     command.add_argument("--dataset", metavar="NAME_OR_PATH", help="other data than the run's own validation data")
-    command.add_argument("--text-column", default="", metavar="NAME", help="the column of --dataset with the text")
+    for key in _OTHER_DATA:
+        flags = [f"--data.{key}", *(["--text-column"] if key == "text_column" else [])]
+        description = setting_fields()[f"data.{key}"].default.description
+        command.add_argument(*flags, dest=f"data.{key}", metavar="VALUE", default=argparse.SUPPRESS, help=description)
     command.add_argument("--json", action="store_true", help="as one JSON object")
 
     command = add_command(
-        "explain", _explain, "What training computes, on one sentence: tokenise, mask, predict, loss."
+        "explain", _explain, "What training computes, on one sentence: tokenise, mask, predict, loss.", model
     )
     command.add_argument("sentence", metavar="SENTENCE")
     command.add_argument("--seed", type=int, default=0, metavar="N", help="decides what is masked [0]")
 
-    command = add_command("export", _export, "Write a SavedModel.")
+    command = add_command("export", _export, "Write the model for others: to serve, to embed, to publish.", model)
     command.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder")
+    formats = ("saved_model", "tflite", "onnx", "huggingface")
+    command.add_argument("--format", choices=formats, default=formats[0], help="[saved_model]")
 
-    arguments = parser.parse_args(argv)
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse gives no positional to a "*" that an option has interrupted (python/cpython#59317, repaired in 3.13).
+    if "texts" in arguments and not any(argument.startswith("-") for argument in rest):
+        arguments.texts += rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     arguments.call(arguments)
+
+
+def _is_saved_model(name: str) -> bool:
+    return (Path(name) / "saved_model.pb").is_file()
 
 
 def _find_model(name: str) -> tuple[str, Config | None]:
     """The model folder or Hub name, and the config of the run where `name` is a run directory."""
     if not name:
         raise Refused("RUN_OR_MODEL is empty; name a run directory, a model folder, or a model of the Hub")
+    if _is_saved_model(name):
+        raise Refused(f"{name}: is a SavedModel, which fill-mask alone can use; name the run or its model folder")
     if not (Path(name) / "config.toml").is_file():
         return name, None
     model = Path(name) / "model"
@@ -270,16 +313,41 @@ def _find_model(name: str) -> tuple[str, Config | None]:
 def _fill_mask(arguments: argparse.Namespace) -> None:
     if arguments.top_k < 1:
         raise Refused(f"--top-k {arguments.top_k}: must be at least 1")
-    model, tokenizer = _load_trained(arguments.model)
-    from tf_mlm.serving.fill_mask import describe_fills, fill_masks
+    names, sentences = arguments.compare or arguments.texts[:1], arguments.texts[not arguments.compare :]
+    if not names:
+        raise Refused("fill-mask: no model; name a run directory, a model folder, a SavedModel or a Hub name")
+    folders = [name if _is_saved_model(name) else _find_model(name)[0] for name in names]
+    sentences = sentences or _read_sentences()
+    for sentence in sentences:
+        if sentence.encode(errors="replace").decode() != sentence:
+            raise Refused(f"fill-mask: {sentence!r} is not UTF-8; convert it")
+    _start_libraries_for(folders, TrainingConfig(xla="off"))  # what is computed once is not worth compiling
+    from tf_mlm.serving.fill_mask import answer, describe_answer, describe_side_by_side, load_filler
     from tf_mlm.training.run_directory import dump_json
 
-    for sentence in arguments.sentences:
-        gaps = fill_masks(model, tokenizer, sentence, arguments.top_k)
+    fillers = [load_filler(folder) for folder in folders]
+    for sentence in sentences:
+        answers = [answer(fill, sentence, arguments.top_k) for fill in fillers]
         if arguments.json:
-            print(dump_json({"sentence": sentence, "fills": [[fill._asdict() for fill in gap] for gap in gaps]}))
+            objects = [{"model": name} | given.as_dict() for name, given in zip(names, answers, strict=True)]
+            print(dump_json(objects if arguments.compare else objects[0]), flush=True)
+        elif arguments.compare:
+            print(describe_side_by_side(names, answers), flush=True)
         else:
-            print(describe_fills(sentence, gaps))
+            print(describe_answer(answers[0]), flush=True)
+
+
+def _read_sentences() -> list[str]:
+    """The lines of standard input, without the blank ones."""
+    if sys.stdin is None or sys.stdin.isatty():
+        raise Refused("fill-mask: no sentence; write one behind the model, or pipe them in, one a line")
+    try:
+        lines = sys.stdin.buffer.read().decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise Refused(f"fill-mask: standard input is not UTF-8, at byte {error.start}; convert it") from None
+    if not (sentences := [line for line in lines if line.strip()]):
+        raise Refused("fill-mask: standard input holds no sentence; pipe them in, one a line")
+    return sentences
 
 
 def _explain(arguments: argparse.Namespace) -> None:
@@ -291,7 +359,7 @@ def _explain(arguments: argparse.Namespace) -> None:
 
 def _load_trained(name: str) -> tuple[Any, Any]:
     name, _ = _find_model(name)
-    _start_libraries(replace(Config(), model=ModelConfig(name=name), data=DataConfig(dataset="sample")), verbose=False)
+    _start_libraries_for([name], TrainingConfig(xla="off"))
     from tf_mlm.model.loading import load_trained
 
     return load_trained(name)
@@ -299,13 +367,16 @@ def _load_trained(name: str) -> tuple[Any, Any]:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     name, config = _find_model(arguments.model)
+    settings = {name: value for name, value in vars(arguments).items() if name.startswith("data.")}
+    if settings and arguments.dataset is None:
+        raise Refused(f"--{next(iter(settings))} is of other data; name that with --dataset, or leave it out")
     if config is None and arguments.dataset is None:
         raise Refused(f"evaluate {arguments.model}: a model has no data of its own; name some with --dataset")
     config = replace(config or Config(), model=ModelConfig(name=name))
     if arguments.dataset is not None:
         # Other data: what the run's settings say of its own columns and splits does not hold for it.
         kept = ("sequence_length", "num_validation_sequences", "line_by_line", "overflow")
-        data = DataConfig(dataset=arguments.dataset, text_column=arguments.text_column)
+        data = load_config(None, settings | {"data.dataset": arguments.dataset}).data
         config = replace(config, data=replace(data, **{name: getattr(config.data, name) for name in kept}))
     _start_libraries(config, verbose=False)
     from tf_mlm.serving.evaluate import evaluate_model
@@ -324,18 +395,46 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    name, _ = _find_model(arguments.model)
-    if arguments.output.exists():
-        raise Refused(f"--output {arguments.output}: is there already; name a new folder")
-    _start_libraries(replace(Config(), model=ModelConfig(name=name), data=DataConfig(dataset="sample")), verbose=False)
-    from tf_mlm.model.loading import load_trained
-    from tf_mlm.serving.saved_model import export_saved_model
+    output, kind = arguments.output, arguments.format
+    name, config = _find_model(arguments.model)
+    if output.exists():
+        raise Refused(f"--output {output}: is there already; name a new folder")
+    if kind == "huggingface" and config is None:
+        raise Refused(
+            f"--format huggingface: {name} is no run, of which the card tells; a model folder can be uploaded as it is"
+        )
+    _start_libraries_for([name], TrainingConfig(xla="off"))
     from tf_mlm.training.run_directory import written_aside
 
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with written_aside(output) as aside:
+        said = _export_for_hub(arguments, aside) if kind == "huggingface" else _export_as(kind, name, output, aside)
+    print(said)
+
+
+def _export_as(kind: str, name: str, output: Path, folder: Path) -> str:
+    """Write to `folder`, which will be `output`; what to tell of it."""
+    from tf_mlm.model.loading import load_trained
+    from tf_mlm.serving.conversion import export_onnx, export_tflite
+    from tf_mlm.serving.saved_model import export_saved_model
+
     model, tokenizer = load_trained(name)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    with written_aside(arguments.output) as aside:
-        why_no_strings = export_saved_model(model, tokenizer, aside)
-    print(f"SavedModel in {arguments.output}")
-    if why_no_strings:
-        print(why_no_strings)
+    if kind == "saved_model":
+        return f"SavedModel in {output}\n{export_saved_model(model, tokenizer, folder)}".rstrip()
+    deviation = {"tflite": export_tflite, "onnx": export_onnx}[kind](model, tokenizer, folder)
+    return (
+        f"{output}/model.{kind}, from ids and mask to logits, with config and tokenizer beside it\n"
+        f"checked in its runtime: logits within {deviation:.1e} of the model's, relative to the largest"
+    )
+
+
+def _export_for_hub(arguments: argparse.Namespace, folder: Path) -> str:
+    from tf_mlm.training.run_directory import RunDirectory
+    from tf_mlm.training.train import export_for_hub
+
+    run = RunDirectory(Path(arguments.model))
+    export_for_hub(run, folder)
+    return (
+        f"{arguments.output}: model, tokenizer and card; upload it, under your own name, with\n"
+        f"hf upload YOUR_NAME/{re.sub(r'[^A-Za-z0-9._-]+', '-', run.name)} {shlex.quote(str(arguments.output))}"
+    )

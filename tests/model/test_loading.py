@@ -264,6 +264,28 @@ def test_a_tensorflow_h5_checkpoint_loads(tmp_path, tokenizer, with_head):
         np.testing.assert_array_equal(mine[own_name(variable)], variable)
 
 
+@pytest.mark.parametrize("with_head", [True, False])
+def test_a_sharded_pytorch_checkpoint_loads(tmp_path, tokenizer, model_type, with_head):
+    saved = build(tiny_config(model_type))
+    save_model(saved, tokenizer, tmp_path)
+    arrays = read_arrays(tmp_path)
+    head = sorted(name for name in arrays if not name.startswith(f"{model_type}."))
+    kept = sorted(arrays if with_head else arrays.keys() - head)
+    (tmp_path / "model.safetensors").unlink()
+    shards = {f"model-{n + 1:05d}-of-00003.safetensors": kept[n::3] for n in range(3)}
+    for shard, names in shards.items():
+        part = {name: arrays[name] for name in names}
+        safetensors.numpy.save_file(part, tmp_path / shard, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {name: shard for shard, names in shards.items() for name in names}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    model, fresh = load(tmp_path, tokenizer)
+    assert fresh == ([] if with_head else head)
+    encoders = [getattr(which, which.base_model_prefix) for which in (model, saved)]
+    weights = [which.weights for which in ((model, saved) if with_head else encoders)]
+    for mine, theirs in zip(*weights, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
 def test_random_weights_from_a_config_leave_the_checkpoint_alone(folder, tokenizer):
     model, fresh = load(folder, tokenizer, from_config=True)
     assert fresh == []

@@ -80,6 +80,26 @@ def test_a_run_on_other_data_keeps_its_own_sequence_length_batch_and_seed(
     assert metrics == pytest.approx(expected, rel=1e-6)
 
 
+def test_other_data_may_need_its_own_settings(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "texts").mkdir()
+    for split, words in (("validation", "a film of many scenes"), ("test", "the music was superb")):
+        rows = [{"body": f"{words} {number}", "title": "a title"} for number in range(30)]
+        (tmp_path / "texts" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    texts = tmp_path / "texts"
+    flags = ["--data.validation_split", "validation", "--data.text_column", "body"]
+    metrics = evaluate(capsys, finished_run, "--dataset", texts, *flags)
+    data = DataConfig(dataset=str(texts), text_column="body", validation_split="validation", sequence_length=32)
+    data = replace(data, num_validation_sequences=0)
+    assert metrics == pytest.approx(compute(finished_run / "model", data, seed=7), rel=1e-6)
+    with inside(Path()):
+        assert main(["evaluate", str(finished_run), "--data.document", "file"]) == 2
+        assert "--data.document is of other data; name that with --dataset" in capsys.readouterr().err
+        assert main(["evaluate", str(finished_run), "--dataset", str(texts), "--data.document", "book"]) == 2
+    assert "--data.document = 'book'" in capsys.readouterr().err
+
+
 def test_for_a_reader_the_numbers_come_with_their_meaning(
     finished_run: Path, reviews: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

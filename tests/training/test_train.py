@@ -186,6 +186,39 @@ def test_evaluate_gives_the_best_epochs_validation_to_the_last_digit(
     assert metrics["sequences"] == 60
 
 
+def test_the_folder_for_the_hub_is_the_model_with_a_card_that_holds_there(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "to publish"
+    assert main(["export", str(finished_run), "--output", str(folder), "--format", "huggingface"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line == f"hf upload YOUR_NAME/RUN '{folder}'"
+    for file in (finished_run / "model").iterdir():
+        assert (folder / file.name).read_bytes() == file.read_bytes()
+    assert (folder / "loss.png").exists()
+    card, whole = (folder / "README.md").read_text(), (finished_run / "README.md").read_text()
+    assert "saved_model" in whole and "saved_model" not in card and "![Loss" in card
+    assert card.split("## How to load it")[0] == whole.split("## How to load it")[0]
+    assert card.split("## Examples")[1:] == whole.split("## Examples")[1:]
+    code = card.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(folder)
+    exec(code, {})
+    assert "'token_str'" in capsys.readouterr().out
+
+
+def test_what_is_no_finished_run_has_no_card_to_publish(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished_run, tmp_path / "RUN")
+    metrics = (tmp_path / "RUN" / "metrics.jsonl").read_text()
+    (tmp_path / "RUN" / "metrics.jsonl").write_text(metrics[: metrics.rindex('{"event": "end"')])
+    for name, words in (("RUN", "this run has not finished"), ("RUN/model", "is no run, of which the card tells")):
+        arguments = ["export", str(tmp_path / name), "--output", str(tmp_path / "published"), "--format", "huggingface"]
+        assert main(arguments) == 2
+        assert words in capsys.readouterr().err
+        assert [path.name for path in tmp_path.iterdir()] == ["RUN"]
+
+
 # Interrupted and resumed
 
 

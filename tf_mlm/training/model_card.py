@@ -71,15 +71,19 @@ class RunReport:
         return min(epochs, key=lambda event: event["val_loss"], default={})
 
 
-def build_model_card(report: RunReport) -> str:
-    """The card as Markdown with the Hub's front matter. No local path is shown but by its last part."""
+def build_model_card(report: RunReport, for_hub: bool = False) -> str:
+    """The card as Markdown with the Hub's front matter. No local path is shown but by its last part.
+
+    Args:
+        for_hub: the card stands beside the model's files, with loss.png and without the rest of the run.
+    """
     parts = [
         _front_matter(report),
         f"# {_text(report.run_name)}",
         _what_it_is(report),
         _summary(report),
         "![Loss, perplexity and learning rate over the epochs](loss.png)",
-        _how_to_load(report),
+        _how_to_load(report, for_hub),
         _examples(report),
         _limits(report),
         _data(report),
@@ -192,20 +196,21 @@ def _summary(report: RunReport) -> str:
     return f"## Summary\n\n{validation}\n\n{_table(['The run', ''], facts)}"
 
 
-def _how_to_load(report: RunReport) -> str:
+def _how_to_load(report: RunReport, for_hub: bool) -> str:
     architecture = f"TF{_ARCHITECTURES.get(report.model_type, 'AutoModel')}ForMaskedLM"
     sentences = report.config.training.example_sentences or ("This is a great [MASK].",)
     sentence = " ".join(sentences[0].split())
     with_its_mask = sentence.replace("[MASK]", "<mask>") if report.model_type == "roberta" else sentence
-    return f"""## How to load it
+    folder = "." if for_hub else "model"
+    text = f"""## How to load it
 
 In this folder, with transformers and TensorFlow:
 
 ```python
 from transformers import AutoTokenizer, {architecture}, pipeline
 
-model = {architecture}.from_pretrained("model")
-tokenizer = AutoTokenizer.from_pretrained("model")
+model = {architecture}.from_pretrained("{folder}")
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
 fill = pipeline("fill-mask", model=model, tokenizer=tokenizer, framework="tf", torch_dtype=None)
 print(fill({with_its_mask!r}))
 ```
@@ -214,10 +219,9 @@ With tf_mlm:
 
 ```
 python -m tf_mlm fill-mask . {shlex.quote(sentence)}
-python -m tf_mlm evaluate .
-```
-
-{_with_tensorflow_alone(report, sentence)}"""
+python -m tf_mlm evaluate .{" --dataset NAME_OR_PATH" if for_hub else ""}
+```"""
+    return text if for_hub else f"{text}\n\n{_with_tensorflow_alone(report, sentence)}"
 
 
 def _with_tensorflow_alone(report: RunReport, sentence: str) -> str:

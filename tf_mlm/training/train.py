@@ -14,7 +14,7 @@ import tf_keras as keras
 import xxhash
 
 from tf_mlm import runtime
-from tf_mlm.config import Config
+from tf_mlm.config import Config, load_config
 from tf_mlm.data.corpus import load_corpus
 from tf_mlm.data.masking import num_slots
 from tf_mlm.data.pipeline import build_collator, build_train_dataset, build_validation_dataset, rows_of_batch
@@ -376,6 +376,21 @@ def export(config: Config, run: RunDirectory, progress: Progress) -> None:
         f"           loss.png, README.md (model card), model/, saved_model/; curve in {run.choose_curve()}\n"
         f'try        python -m tf_mlm fill-mask {run.path} "{sentence}"'
     )
+
+
+def export_for_hub(run: RunDirectory, folder: Path) -> None:
+    """Write the model's files to `folder`, with the card and the curve that it shows.
+
+    Raises:
+        Refused: the run has not finished.
+    """
+    if not run.is_finished():
+        raise Refused(f"{run.path}: this run has not finished; continue it with train.py --resume {run.path}")
+    shutil.copytree(run.model_path, folder, dirs_exist_ok=True)
+    shutil.copy(run.path / "loss.png", folder)
+    model_type = json.loads((run.model_path / "config.json").read_text())["model_type"]
+    told = report(load_config(run.config_path), run, run.read_events(), model_type, takes_strings=False)
+    write_whole(folder / "README.md", build_model_card(told, for_hub=True))
 
 
 def report(
