@@ -237,11 +237,14 @@ def _check_weights(config: ModelConfig) -> None:
     folder = Path(config.name).expanduser()
     if not any((folder / name).is_file() for name in _WEIGHT_FILES):
         is_pickled = (folder / "pytorch_model.bin").exists()
-        pickled = "; pytorch_model.bin is a pickle, which is never loaded" if is_pickled else ""
+        pickled = (
+            "; pytorch_model.bin is a pickle, which is never loaded: have its owner save it as safetensors"
+            if is_pickled
+            else ""
+        )
         raise Refused(
             f"model.name = {config.name!r}: holds no weights (model.safetensors or tf_model.h5){pickled}; "
-            "add them (save_pretrained writes them from a pickle that you trust), or set model.from_config = true for "
-            "random weights"
+            "add them, or set model.from_config = true for random weights"
         )
     for index in folder.glob("*.index.json"):
         _check_shards(config, index)
