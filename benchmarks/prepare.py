@@ -4,8 +4,8 @@
 
 The peer encodes the same texts, all splits of the data set, in the same batches, and throws the result away; tf_mlm
 also reads them from disk, packs them and writes them to its cache. Memory is that of a process that does this alone,
-over a tenth of the documents and over all: `anonymous` is what it holds itself, `peak` counts the pages of memory-mapped
-files too, which the system takes back when it needs them.
+over a tenth of the documents and over all: `anonymous` is what it holds itself, `peak` counts the pages of
+memory-mapped files too, which the system takes back when it needs them.
 """
 
 import argparse
