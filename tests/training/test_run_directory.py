@@ -190,6 +190,50 @@ def test_two_processes_never_share_a_run_and_a_killed_one_leaves_no_obstacle(tmp
         holder.communicate()
 
 
+@pytest.fixture
+def killed_at_rename(monkeypatch):
+    """Writes as a process killed just before it renames: what it wrote aside stays."""
+
+    def write(call):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", lambda *paths: pytest.fail("killed"))
+            patch.setattr(os, "unlink", lambda path: None)
+            patch.setattr(run_directory.shutil, "rmtree", lambda path, ignore_errors: None)
+            with pytest.raises(pytest.fail.Exception):
+                call()
+
+    return write
+
+
+def test_a_run_killed_while_its_first_file_was_written_can_be_started_again(tmp_path, killed_at_rename):
+    run = RunDirectory.create(tmp_path / "run")
+    killed_at_rename(lambda: run.write_config(Config()))
+    run.release()
+    assert [name[:13] for name in os.listdir(run.path) if name != ".lock"] == [".config.toml."]
+    run = begin(tmp_path / "run")
+    assert sorted(os.listdir(run.path)) == [".lock", "config.toml"]
+
+
+def test_what_a_kill_left_written_aside_is_removed_on_resume(tmp_path, killed_at_rename):
+    run = begin(tmp_path / "run")
+
+    def export():
+        with written_aside(run.saved_model_path) as aside:
+            (aside / "weights").write_text("half of a gigabyte")
+
+    curve = run.choose_curve()
+    curve.parent.mkdir()
+    for call in (export, run.write_history, lambda: write_whole(curve, b"png")):
+        killed_at_rename(call)
+    run.write_environment({"curve": str(curve)})
+    (run.path / ".my.settings").write_text("not ours")
+    run.release()
+    assert len(os.listdir(run.path)) == 6 and len(os.listdir(curve.parent)) == 1
+    RunDirectory.open(run.path)
+    assert sorted(os.listdir(run.path)) == [".lock", ".my.settings", "config.toml", "environment.json"]
+    assert os.listdir(curve.parent) == []
+
+
 def test_a_released_run_can_be_opened_again(tmp_path):
     run = begin(tmp_path / "run")
     assert "another process" in refusal(RunDirectory.open, tmp_path / "run")

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import glob
 import io
 import itertools
 import json
@@ -21,6 +22,9 @@ from tf_mlm.errors import Refused
 HISTORY_COLUMNS = (
     "epoch", "step", "loss", "val_loss", "val_perplexity", "val_masked_accuracy", "learning_rate",
     "tokens_per_second", "seconds",
+)  # fmt: skip
+_ARTEFACTS = (
+    "config.toml", "environment.json", "history.csv", "loss.png", "loss.svg", "README.md", "model", "saved_model",
 )  # fmt: skip
 
 
@@ -84,7 +88,8 @@ class RunDirectory:
             if run.metrics_path.exists() or run.config_path.exists():
                 state = "a finished run" if run.is_finished() else "an unfinished run; continue it with --resume"
                 raise Refused(f"--output-dir {path}: holds {state}, or name another folder")
-            if others := sorted(entry.name for entry in path.iterdir() if entry.name != ".lock"):
+            ours = {path / ".lock", *run._left_by_a_kill()}
+            if others := sorted(entry.name for entry in path.iterdir() if entry not in ours):
                 raise Refused(
                     f"--output-dir {path}: is not empty ({others[0]} is there); name an empty or a new folder"
                 )
@@ -92,6 +97,7 @@ class RunDirectory:
             (path / ".lock").unlink(missing_ok=True)  # nothing is left in a folder that is not ours
             run.release()
             raise
+        run._remove_left_by_a_kill()
         return run
 
     @classmethod
@@ -108,6 +114,7 @@ class RunDirectory:
             run._take_lock()
         except OSError as error:
             raise Refused(f"--resume {path}: cannot be written: {error.strerror}") from None
+        run._remove_left_by_a_kill()
         return run
 
     def _take_lock(self) -> None:
@@ -118,6 +125,16 @@ class RunDirectory:
             raise Refused(
                 f"--output-dir {self.path}: another process is running there; wait for it or stop it"
             ) from None
+
+    def _left_by_a_kill(self) -> list[Path]:
+        """What an earlier process wrote aside and did not live to rename. To be asked for with the lock held."""
+        paths = [self.path / name for name in _ARTEFACTS]
+        paths += [self.choose_curve()] if self.environment_path.exists() else []
+        return [left for path in paths for left in path.parent.glob(f".{glob.escape(path.name)}.????????")]
+
+    def _remove_left_by_a_kill(self) -> None:
+        for left in self._left_by_a_kill():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
 
     def release(self) -> None:
         self._lock.release()
