@@ -32,7 +32,11 @@ AIMED_AT = ("data preparation", "first step", "mid-epoch", "checkpoint", "valida
 PHASES = ("start", *AIMED_AT, "end of epoch", "after the end")
 
 # The last bits of a step are the same for any batch shape, but each precision and each way through a batch has its own.
-_EARLY = ("--training.early_stopping_patience", "1", "--epochs", "6", "--learning-rate", "0.1")
+# The rate climbs until, after three of six epochs, one is no better.
+_EARLY = (
+    "--training.early_stopping_patience", "1", "--epochs", "6", "--learning-rate", "0.1",
+    "--optimizer.warmup_ratio", "0.3",
+)  # fmt: skip
 _PARTS = ("--training.accumulate_steps", "2")
 _HALF = ("--training.precision", "bfloat16")
 VARIANTS = {
@@ -114,7 +118,7 @@ class Life:
         last = events[-1] if events else {"event": "none", "step": -1}
         if last["event"] == "end":
             return "after the end"
-        if "validating the model" in log and not events:
+        if not events:
             return "validation"
         if last["event"] == "epoch" and (self.run / "checkpoints" / f"step-{last['step']:010d}").exists():
             return "export"  # only the end of training writes a checkpoint of an epoch's last step
@@ -242,9 +246,9 @@ def _history(run: Path) -> list[dict[str, str]]:
         return [{name: text for name, text in row.items() if name not in TIMES} for row in csv.DictReader(file)]
 
 
-def campaign(folder: Path, num_runs: int, seed: int, at_least: int = 5) -> list[Outcome]:
+def campaign(folder: Path, num_runs: int, seed: int, table: Path, at_least: int = 5) -> list[Outcome]:
     """`num_runs` runs over the variants in turn, each killed three times uniformly and three times in a phase aimed
-    at; and more, until each of those phases was hit `at_least` times."""
+    at; and more, until each of those phases was hit `at_least` times. What is known is in `table` after each run."""
     rng = random.Random(seed)
     (folder / "tiny.toml").write_text(TINY)
     wholes: dict[str, Whole] = {}
@@ -257,6 +261,8 @@ def campaign(folder: Path, num_runs: int, seed: int, at_least: int = 5) -> list[
         if variant not in wholes:
             wholes[variant] = run_whole(folder / f"whole-{len(wholes)}", flags)
             print(f"{variant}: {wholes[variant].seconds:.1f} s without a kill", flush=True)
+            last = json.loads((wholes[variant].folder / "RUN" / "metrics.jsonl").read_text().splitlines()[-1])
+            assert last["epoch"] == 3, f"{variant}: ended after epoch {last['epoch']}"  # by its length or early
         if number < num_runs:
             # Two runs take the six phases once; in the order in which they come, so that a run gets that far.
             aims = [target for i, target in enumerate(targets) if i % 2 == number // len(VARIANTS) % 2]
@@ -264,6 +270,7 @@ def campaign(folder: Path, num_runs: int, seed: int, at_least: int = 5) -> list[
         else:
             aims = missing[:6]
         outcomes.append(run_killed(folder / f"run-{number}", variant, flags, aims, wholes[variant], rng))
+        write_table(table, outcomes)
         print(f"{variant}: {', '.join(outcomes[-1].differences) or 'nothing lost'}", flush=True)
         if not outcomes[-1].differences:
             shutil.rmtree(folder / f"run-{number}")
@@ -302,13 +309,12 @@ def write_table(path: Path, outcomes: list[Outcome]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Kill runs of the sample and see what is lost.")
-    parser.add_argument("--runs", type=int, default=12)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--runs", type=int, default=12, help="each killed six times")
+    parser.add_argument("--seed", type=int, default=1, help="of the moments")
     parser.add_argument("--table", type=Path, default=Path("kills.json"), help="where every kill is written, as JSON")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tf_mlm-kills-", ignore_cleanup_errors=True) as folder:
-        outcomes = campaign(Path(folder), arguments.runs, arguments.seed)
-    write_table(arguments.table, outcomes)
+        outcomes = campaign(Path(folder), arguments.runs, arguments.seed, arguments.table)
     print(describe(outcomes))
     return any(outcome.differences for outcome in outcomes)
 

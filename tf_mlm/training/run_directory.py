@@ -157,7 +157,8 @@ class RunDirectory:
 
     @property
     def name(self) -> str:
-        return self.path.resolve().name
+        """For a reader. In a locale that is not UTF-8 the folder's own name may hold what is no text."""
+        return os.fsencode(self.path.resolve().name).decode(errors="replace")
 
     def write_config(self, config: Config) -> None:
         write_whole(self.config_path, dump_config(config))
@@ -183,7 +184,8 @@ class RunDirectory:
         """Where the curve goes under plots/: the run's own file, never another run's."""
         if self.environment_path.exists():
             return Path(json.loads(self.environment_path.read_text())["curve"])
-        names = itertools.chain([self.name], (f"{self.name}-{number}" for number in itertools.count(2)))
+        name = self.path.resolve().name
+        names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
         return next(path for name in names if not (path := Path("plots") / f"{name}.png").exists())
 
     def is_finished(self) -> bool:
