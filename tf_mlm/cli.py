@@ -1,6 +1,7 @@
 """From the command line to a call, and from what ends it early to one line and an exit code."""
 
 import argparse
+import io
 import json
 import shutil
 import sys
@@ -52,8 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(command: Callable[[list[str]], None], argv: list[str] | None) -> int:
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # in a locale that is not UTF-8
+    _reconfigure(errors="backslashreplace")  # what a locale that is not UTF-8 has no letters for
     try:
         arguments = sys.argv[1:] if argv is None else argv
         _check_readable(arguments)
@@ -74,6 +74,12 @@ def _run(command: Callable[[list[str]], None], argv: list[str] | None) -> int:
             raise
         _print_line("error: out of memory; lower training.batch_size, or raise training.accumulate_steps")
         return 2
+
+
+def _reconfigure(**options: Any) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a notebook's is another
+            stream.reconfigure(**options)
 
 
 def _check_readable(arguments: list[str]) -> None:
@@ -141,7 +147,7 @@ def _train(argv: list[str]) -> None:
     if arguments.resume not in (None, _NEWEST) and arguments.output_dir is not None:
         raise Refused("--resume RUN and --output-dir name two run directories; leave one of them out")
     if arguments.print_config:
-        sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]  # TOML is, whatever the locale
+        _reconfigure(encoding="utf-8")  # TOML is, whatever the locale
         print(dump_config(config), end="")
         return
     # Only a request that names nothing may be met with the sample.

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.data.conftest import cache as cache
+from tests.data.conftest import tokenizer as tokenizer
+
 
 class Disk:
     """A mounted file system of a few MB."""

@@ -75,16 +75,18 @@ class Outcome:
 class Life:
     """One process of a run, from its start to its end or to the kill."""
 
-    def __init__(self, folder: Path, flags: tuple[str, ...], steps_per_epoch: int = STEPS_PER_EPOCH):
+    def __init__(
+        self, folder: Path, flags: tuple[str, ...], steps_per_epoch: int = STEPS_PER_EPOCH, **environment: str
+    ):
         self.run = folder / "RUN"
         self._steps_per_epoch = steps_per_epoch
         self._config_before = self._config_inode()
         self._asides_before = set(self.run.glob("checkpoints/.step-*"))
         self._log_path = folder / "log.txt"
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
+        environment = {"PYTHONPATH": str(ROOT), "HF_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1"} | environment
         command = [sys.executable, ROOT / "train.py", *flags, "--output-dir", "RUN", "--resume"]
         with open(self._log_path, "w") as log:
-            self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+            self.process = subprocess.Popen(command, cwd=folder, env=os.environ | environment, stdout=log, stderr=log)
         self._start = time.monotonic()
 
     @property

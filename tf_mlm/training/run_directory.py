@@ -209,8 +209,11 @@ def read_events(metrics_path: Path) -> list[dict[str, Any]]:
     events = []
     for number, line in enumerate(lines, start=1):
         try:
-            events.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            event = json.loads(line)
+            if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+                raise ValueError('no object with an "event"')
+            events.append(event)
+        except (ValueError, RecursionError) as error:
             raise Refused(f"{metrics_path}: line {number} is damaged: {error}; start a new run") from None
     return events
 
