@@ -73,7 +73,7 @@ def load_checkpoint(folder: Path, fingerprint: str) -> tuple[Progress, dict[str,
                 raise ValueError(f"{_ARRAYS} does not match its checksum")
             arrays = safetensors.numpy.load_file(path / _ARRAYS)
             progress = Progress(**state | {"logged_sums": tuple(state["logged_sums"])})
-        except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError) as error:
             print(f"checkpoint {path.name} passed over: {type(error).__name__}: {error}")
             continue
         if progress.fingerprint != fingerprint:
