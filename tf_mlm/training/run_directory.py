@@ -114,7 +114,11 @@ class RunDirectory:
             run._take_lock()
         except OSError as error:
             raise Refused(f"--resume {path}: cannot be written: {error.strerror}") from None
-        run._remove_left_by_a_kill()
+        try:
+            run._remove_left_by_a_kill()
+        except Refused:
+            run.release()
+            raise
         return run
 
     def _take_lock(self) -> None:
@@ -183,7 +187,13 @@ class RunDirectory:
     def choose_curve(self) -> Path:
         """Where the curve goes under plots/: the run's own file, never another run's."""
         if self.environment_path.exists():
-            return Path(json.loads(self.environment_path.read_text())["curve"])
+            try:
+                curve = Path(json.loads(self.environment_path.read_text(encoding="utf-8"))["curve"]).name
+                if not curve.endswith(".png"):  # a run that someone else has made may name any path
+                    raise ValueError(f"curve = {curve!r}")
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                raise Refused(f"{self.environment_path}: is damaged: {type(error).__name__}; remove it") from None
+            return Path("plots") / curve
         name = self.path.resolve().name
         names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
         return next(path for name in names if not (path := Path("plots") / f"{name}.png").exists())
