@@ -1,6 +1,6 @@
 """Runs of the sample that are killed and resumed, over and over: what the kills hit, and whether anything was lost.
 
-    python -m tests.faults.kills [--runs 12] [--seed 1] [--table kills.json]
+    python -m tests.faults.kills [--kills 60] [--seed 1] [--table kills.json]
 
 Every run is a process of its own, killed by SIGKILL half of the times at a moment drawn uniformly from the length of an
 uninterrupted run, half of the times in a phase aimed at. What a kill really hit is read off what the process has
@@ -248,41 +248,46 @@ def _history(run: Path) -> list[dict[str, str]]:
         return [{name: text for name, text in row.items() if name not in TIMES} for row in csv.DictReader(file)]
 
 
-def campaign(folder: Path, num_runs: int, seed: int, table: Path, at_least: int = 5) -> list[Outcome]:
-    """`num_runs` runs over the variants in turn, each killed three times uniformly and three times in a phase aimed
-    at; and more, until each of those phases was hit `at_least` times. What is known is in `table` after each run."""
+def campaign(folder: Path, num_kills: int, seed: int, table: Path, at_least: int = 5) -> list[Outcome]:
+    """Kill runs of all variants until there are `num_kills` kills, and `at_least` in each phase aimed at.
+
+    A run is killed three times in the phases hit least so far, and three times uniformly, as far as it gets; a moment
+    drawn behind its end ends it. What is known so far is written to `table` after each run.
+    """
     rng = random.Random(seed)
     (folder / "tiny.toml").write_text(TINY)
+    flags = {name: ("--config", str(folder / "tiny.toml"), *SAMPLE, *more) for name, more in VARIANTS.items()}
     wholes: dict[str, Whole] = {}
+    for number, variant in enumerate(VARIANTS):
+        wholes[variant] = run_whole(folder / f"whole-{number}", flags[variant])
+        print(f"{variant}: {wholes[variant].seconds:.1f} s without a kill", flush=True)
+        last = json.loads((wholes[variant].folder / "RUN" / "metrics.jsonl").read_text().splitlines()[-1])
+        assert last["epoch"] == 3, f"{variant}: ended after epoch {last['epoch']}"  # by its length or early
+    return kill_runs(folder, flags, wholes, num_kills, rng, table, at_least)
+
+
+def kill_runs(
+    folder: Path, flags: dict[str, tuple[str, ...]], wholes: dict[str, Whole], num_kills: int, rng: random.Random,
+    table: Path, at_least: int,
+) -> list[Outcome]:  # fmt: skip
     outcomes: list[Outcome] = []
-    targets = list(AIMED_AT)
-    number = 0
-    while number < num_runs or (missing := _missing(outcomes, at_least)) and number < 2 * num_runs:
-        variant = list(VARIANTS)[number % len(VARIANTS)]
-        flags = ("--config", str(folder / "tiny.toml"), *SAMPLE, *VARIANTS[variant])
-        if variant not in wholes:
-            wholes[variant] = run_whole(folder / f"whole-{len(wholes)}", flags)
-            print(f"{variant}: {wholes[variant].seconds:.1f} s without a kill", flush=True)
-            last = json.loads((wholes[variant].folder / "RUN" / "metrics.jsonl").read_text().splitlines()[-1])
-            assert last["epoch"] == 3, f"{variant}: ended after epoch {last['epoch']}"  # by its length or early
-        if number < num_runs:
-            # Two runs take the six phases once; in the order in which they come, so that a run gets that far.
-            aims = [target for i, target in enumerate(targets) if i % 2 == number // len(VARIANTS) % 2]
-            aims = [aim for target in aims for aim in rng.sample([target, "uniform"], 2)]
-        else:
-            aims = missing[:6]
-        outcomes.append(run_killed(folder / f"run-{number}", variant, flags, aims, wholes[variant], rng))
+    for number in range(num_kills):
+        kills = [kill for outcome in outcomes for kill in outcome.kills]
+        hits = Counter(kill.phase for kill in kills)
+        if len(kills) >= num_kills and min(hits[phase] for phase in AIMED_AT) >= at_least:
+            break
+        by_variant = Counter(kill.variant for kill in kills)
+        variant = min(VARIANTS, key=lambda name: by_variant[name])
+        # In the order in which they come, or the run would never get that far.
+        targets = sorted(sorted(AIMED_AT, key=lambda phase: hits[phase])[:3], key=AIMED_AT.index)
+        aims = [aim for target in targets for aim in rng.sample([target, "uniform"], 2)]
+        outcome = run_killed(folder / f"run-{number}", variant, flags[variant], aims, wholes[variant], rng)
+        outcomes.append(outcome)
         write_table(table, outcomes)
-        print(f"{variant}: {', '.join(outcomes[-1].differences) or 'nothing lost'}", flush=True)
-        if not outcomes[-1].differences:
+        print(f"{variant}: {', '.join(outcome.differences) or 'nothing lost'}", flush=True)
+        if not outcome.differences:
             shutil.rmtree(folder / f"run-{number}")
-        number += 1
     return outcomes
-
-
-def _missing(outcomes: list[Outcome], at_least: int) -> list[str]:
-    hits = Counter(kill.phase for outcome in outcomes for kill in outcome.kills)
-    return [phase for phase in AIMED_AT for _ in range(at_least - hits[phase])]
 
 
 def describe(outcomes: list[Outcome]) -> str:
@@ -311,12 +316,12 @@ def write_table(path: Path, outcomes: list[Outcome]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Kill runs of the sample and see what is lost.")
-    parser.add_argument("--runs", type=int, default=12, help="each killed six times")
+    parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1, help="of the moments")
     parser.add_argument("--table", type=Path, default=Path("kills.json"), help="where every kill is written, as JSON")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tf_mlm-kills-", ignore_cleanup_errors=True) as folder:
-        outcomes = campaign(Path(folder), arguments.runs, arguments.seed, arguments.table)
+        outcomes = campaign(Path(folder), arguments.kills, arguments.seed, arguments.table)
     print(describe(outcomes))
     return any(outcome.differences for outcome in outcomes)
 

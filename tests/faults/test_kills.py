@@ -26,7 +26,7 @@ def test_a_run_killed_while_it_writes_a_checkpoint_loses_nothing(finished_run: P
 @pytest.mark.slow
 def test_no_kill_over_runs_of_the_sample_loses_anything(tmp_path: Path) -> None:
     """50 kills or more, half of them uniform in time, each phase hit 5 times. Half an hour; -rP shows the table."""
-    outcomes = campaign(tmp_path, num_runs=12, seed=1, table=tmp_path / "kills.json")
+    outcomes = campaign(tmp_path, num_kills=60, seed=1, table=tmp_path / "kills.json")
     print(describe(outcomes))
     kills = [kill for outcome in outcomes for kill in outcome.kills]
     hits = Counter(kill.phase for kill in kills)
