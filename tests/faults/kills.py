@@ -190,7 +190,7 @@ def kill_once(life: Life, variant: str, aim: str, whole: Whole, rng: random.Rand
         first = life.events()
         alive = life.wait_until(lambda: life.phase() == "validation" and len(life.events()) > max(1, len(first)))
     elif aim == "mid-epoch":
-        alive = life.wait_until(lambda: life.phase() == "mid-epoch") and life.wait(rng.uniform(0, 1))
+        alive = life.wait_until(lambda: life.phase() == aim) and life.wait(rng.uniform(0, 0.05))
     else:
         alive = life.wait_until(lambda: life.phase() == aim) and life.wait(rng.uniform(0, whole.phase_seconds[aim]))
     if not alive:
