@@ -101,24 +101,3 @@ def test_a_disk_full_at_any_other_moment(
     finished_run: Path, disk: Disk, capsys: pytest.CaptureFixture[str], moment: Callable[[], tuple[Any, str, int]]
 ) -> None:
     fills_and_goes_on(disk, finished_run, capsys, moment)
-
-
-@pytest.mark.slow
-def test_a_disk_that_becomes_read_only(finished_run: Path, disk: Disk, capsys: pytest.CaptureFixture[str]) -> None:
-    from tf_mlm.training.callbacks import Checkpoints
-
-    save, calls = Checkpoints.save, []
-
-    def read_only(self: Any) -> None:
-        calls.append(self)
-        if len(calls) == 3:
-            disk.remount("ro")
-        save(self)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpoints, "save", read_only)
-        assert train(disk.path, *FLAGS) == 4
-    assert "Read-only file system" in capsys.readouterr().err.splitlines()[-1]
-    disk.remount("rw")
-    assert train(disk.path, *FLAGS) == 0
-    assert_same_run(disk.path / "RUN", finished_run)
