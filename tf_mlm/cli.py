@@ -1,6 +1,7 @@
 """From the command line to a call, and from what ends it early to one line and an exit code."""
 
 import argparse
+import io
 import re
 import shlex
 import shutil
@@ -62,8 +63,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(command: Callable[[list[str]], None], argv: list[str] | None) -> int:
+    _reconfigure(errors="backslashreplace")  # what a locale that is not UTF-8 has no letters for
     try:
-        command(sys.argv[1:] if argv is None else argv)
+        arguments = sys.argv[1:] if argv is None else argv
+        _check_readable(arguments)
+        command(arguments)
         return 0
     except (Refused, NonFiniteLoss, Interrupted) as error:
         _print_line(f"{error}" if isinstance(error, Interrupted) else f"error: {error}")
@@ -80,6 +84,22 @@ def _run(command: Callable[[list[str]], None], argv: list[str] | None) -> int:
             raise
         _print_line("error: out of memory; lower training.batch_size, or raise training.accumulate_steps")
         return 2
+
+
+def _reconfigure(**options: Any) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a notebook's is another
+            stream.reconfigure(**options)
+
+
+def _check_readable(arguments: list[str]) -> None:
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:  # the bytes that Python could not read stand there as halves of surrogate pairs
+            raise Refused(
+                f"{argument!r}: not text in this locale ({sys.getfilesystemencoding()}); set PYTHONUTF8=1 for UTF-8"
+            ) from None
 
 
 def _print_line(message: str) -> None:
@@ -137,6 +157,7 @@ def _train(argv: list[str]) -> None:
     if arguments.resume not in (None, _NEWEST) and arguments.output_dir is not None:
         raise Refused("--resume RUN and --output-dir name two run directories; leave one of them out")
     if arguments.print_config:
+        _reconfigure(encoding="utf-8")  # TOML is, whatever the locale
         print(dump_config(config), end="")
         return
     # Only a request that names nothing may be met with the sample.

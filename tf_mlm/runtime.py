@@ -3,9 +3,11 @@
 `prepare` runs before any module that imports TensorFlow.
 """
 
+import atexit
 import contextlib
 import os
 import platform
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -44,6 +46,7 @@ def prepare(training: TrainingConfig, verbose: bool = False) -> None:
     if not verbose:
         os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # what goes wrong is said once, by the one line of `cli`
         os.environ.setdefault("DATASETS_VERBOSITY", "error")
+    require_writable_cache()
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -59,6 +62,25 @@ def prepare(training: TrainingConfig, verbose: bool = False) -> None:
     if not verbose:
         tf.get_logger().setLevel("ERROR")
         transformers.logging.set_verbosity_error()
+
+
+def require_writable_cache() -> None:
+    """Where the home is read-only, have what is prepared kept in a folder that goes with the process.
+
+    Only the cache of datasets moves: models that a read-only cache of the Hub holds are still found there.
+    """
+    caches = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = Path(os.environ.get("HF_HOME", f"{caches}/huggingface")).expanduser()
+    cache = Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets")).expanduser()
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            pass
+    except OSError:
+        folder = tempfile.mkdtemp(prefix="tf_mlm-cache-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        os.environ["HF_DATASETS_CACHE"] = folder
+        os.environ.setdefault("MPLCONFIGDIR", folder)  # matplotlib would make one too, and say so at length
 
 
 @contextlib.contextmanager

@@ -368,28 +368,6 @@ def test_a_pickle_is_never_loaded(folder, tokenizer):
     assert "pytorch_model.bin is a pickle, which is never loaded" in refusal(load, folder, tokenizer)
 
 
-def test_no_code_of_a_model_is_ever_run_and_nobody_is_asked(folder, tokenizer, monkeypatch):
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"model_type": "my-own", "auto_map": {"AutoConfig": "code.MyConfig", "AutoModelForMaskedLM": "code.My"}}
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "code.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\nclass MyConfig: pass\n")
-    monkeypatch.setattr("builtins.input", lambda *prompt: "y")
-    assert "trust_remote_code" in refusal(load, folder, tokenizer)
-    assert not (folder / "ran").exists()
-
-
-@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "a/b.safetensors", 3])
-def test_parts_of_the_weights_lie_in_the_folder(folder, tokenizer, name):
-    (folder / "model.safetensors").unlink()
-    index = folder / "model.safetensors.index.json"
-    index.write_text(json.dumps({"metadata": {}, "weight_map": {"x": name}}))
-    assert f"model.safetensors.index.json names {name!r}, which is not a file beside it" in refusal(
-        load, folder, tokenizer
-    )
-    index.write_text('{"weight_map": 3}')
-    assert "model.safetensors.index.json cannot be read" in refusal(load, folder, tokenizer)
-
-
 def truncate(content: bytes) -> bytes:
     return content[: len(content) // 2]
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import h5py
+import huggingface_hub
 import numpy as np
 import safetensors.numpy
 import tf_keras as keras
@@ -128,6 +130,10 @@ def load_model(config: ModelConfig, tokenizer: Any, sequence_length: int) -> tup
         return model, []
     _check_weights(config)
     model, info = _from_pretrained(model_class, config, config=model_config, output_loading_info=True)
+    if not hub.is_local(config.name):  # now that it is there
+        cached = huggingface_hub.try_to_load_from_cache(config.name, "config.json", revision=config.revision or None)
+        if isinstance(cached, str):
+            _check_stays_inside(config, Path(cached).parent)
     encoder = [name for name in info["missing_keys"] if model.base_model_prefix in name]
     if encoder:
         raise Refused(
@@ -246,19 +252,46 @@ def _check_weights(config: ModelConfig) -> None:
             f"model.name = {config.name!r}: holds no weights (model.safetensors or tf_model.h5){pickled}; "
             "add them, or set model.from_config = true for random weights"
         )
-    for index in folder.glob("*.index.json"):
-        _check_shards(config, index)
+    _check_stays_inside(config, folder)
 
 
-def _check_shards(config: ModelConfig, index: Path) -> None:
-    """Raises Refused where a file that lists the parts of the weights names one outside its folder."""
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, LookupError, TypeError, AttributeError):
-        raise Refused(f"model.name = {config.name!r}: {index.name} cannot be read; copy the folder anew") from None
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise Refused(f"model.name = {config.name!r}: {index.name} names {name!r}, which is not a file beside it")
+def _check_stays_inside(config: ModelConfig, folder: Path) -> None:
+    """An index of weights, and HDF5 by its links and its storage, can name any file of this machine."""
+    where = f"model.name = {config.name!r}"
+    for path in folder.glob("*.index.json"):
+        try:
+            names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+            outside = next((name for name in names if Path(name).name != name), None)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise Refused(f"{where}: {path.name} is damaged: {type(error).__name__}; make it again") from None
+        if outside is not None:
+            raise Refused(f"{where}: {path.name} names {outside!r}, which must be a file of the folder itself")
+    for path in folder.glob("*.h5"):
+        try:
+            with h5py.File(path) as file:
+                outside = _outside(file)
+        except OSError:
+            continue  # it cannot be read, and its reader will say so
+        except RecursionError:  # links in a circle
+            outside = "/"
+        if outside:
+            raise Refused(f"{where}: {path.name}: {outside!r} lies in another file; only weights of its own are read")
+
+
+def _outside(group: h5py.Group) -> str:
+    """The name of the first entry of an h5 file that lies in another one, or ""."""
+    for name in group:
+        link = group.get(name, getlink=True)
+        path = f"{group.name}/{name}".lstrip("/")
+        if isinstance(link, h5py.ExternalLink):
+            return path
+        if isinstance(link, h5py.HardLink):
+            entry = group[name]
+            if isinstance(entry, h5py.Dataset) and (entry.external or entry.is_virtual):
+                return path
+            if isinstance(entry, h5py.Group) and (found := _outside(entry)):
+                return found
+    return ""
 
 
 def _from_pretrained(loader: Any, source: ModelConfig, **options: Any) -> Any:

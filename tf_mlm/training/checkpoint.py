@@ -110,7 +110,7 @@ def load_checkpoint(
             for name in ("logged_sums", "went_back"):
                 state[name] = state[name] and tuple(state[name])
             progress = Progress(**state)
-        except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError) as error:
             print(f"checkpoint {path.name} passed over: {type(error).__name__}: {error}")
             continue
         if progress.fingerprint != fingerprint:

@@ -167,7 +167,11 @@ class RunDirectory:
             raise Refused(f"--resume {path}: cannot be written: {error.strerror}") from None
         recover(path)
         recover(run.checkpoints_path)
-        curve = run.choose_curve()
+        try:
+            curve = run.choose_curve()
+        except Refused:
+            run.release()
+            raise
         _remove(curve.parent.glob(f".{glob.escape(curve.name)}.*{_ASIDE}"))
         return run
 
@@ -221,7 +225,8 @@ class RunDirectory:
 
     @property
     def name(self) -> str:
-        return self.path.resolve().name
+        """For a reader. In a locale that is not UTF-8 the folder's own name may hold what is no text."""
+        return os.fsencode(self.path.resolve().name).decode(errors="replace")
 
     def write_config(self, config: Config) -> None:
         write_whole(self.config_path, dump_config(config))
@@ -246,8 +251,15 @@ class RunDirectory:
     def choose_curve(self) -> Path:
         """Where the curve goes under plots/: the run's own file, never another run's."""
         if self.environment_path.exists():
-            return Path(json.loads(self.environment_path.read_text())["curve"])
-        names = itertools.chain([self.name], (f"{self.name}-{number}" for number in itertools.count(2)))
+            try:
+                curve = Path(json.loads(self.environment_path.read_text(encoding="utf-8"))["curve"]).name
+                if not curve.endswith(".png"):  # a run that someone else has made may name any path
+                    raise ValueError(f"curve = {curve!r}")
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                raise Refused(f"{self.environment_path}: is damaged: {type(error).__name__}; remove it") from None
+            return Path("plots") / curve
+        name = self.path.resolve().name
+        names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
         return next(path for name in names if not (path := Path("plots") / f"{name}.png").exists())
 
     def is_finished(self) -> bool:
@@ -271,8 +283,11 @@ def read_events(metrics_path: Path) -> list[dict[str, Any]]:
     events = []
     for number, line in enumerate(lines, start=1):
         try:
-            events.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            event = json.loads(line)
+            if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+                raise ValueError('no object with an "event"')
+            events.append(event)
+        except (ValueError, RecursionError) as error:
             raise Refused(f"{metrics_path}: line {number} is damaged: {error}; start a new run") from None
     return events
 

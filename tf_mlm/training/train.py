@@ -1,8 +1,10 @@
 """The recipe: from settings to a trained model, its curves, card and export. This module alone knows all others."""
 
 import contextlib
+import errno
 import json
 import math
+import os
 import platform
 import shutil
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import tensorflow as tf
 import tf_keras as keras
 import xxhash
 
@@ -19,7 +22,7 @@ from tf_mlm.data.corpus import load_corpus
 from tf_mlm.data.masking import num_slots
 from tf_mlm.data.pipeline import build_collator, build_train_dataset, build_validation_dataset, rows_of_batch
 from tf_mlm.data.prepared import PreparedData, describe_data, prepare_data
-from tf_mlm.errors import Interrupted, NonFiniteLoss, Refused
+from tf_mlm.errors import Interrupted, NonFiniteLoss, Refused, writing_failed
 from tf_mlm.model.loading import load_model, load_model_config, load_tokenizer, load_trained
 from tf_mlm.model.metrics import perplexity
 from tf_mlm.model.optimizer import build_optimizer, build_schedule
@@ -345,12 +348,14 @@ def describe_sequences(sequences: list[int], data: PreparedData, tokenizer: Any)
 def export(config: Config, run: RunDirectory, progress: Progress) -> None:
     """From the best model: SavedModel, fills, model card. The end event comes last, the checkpoints go after it."""
     model, tokenizer = load_trained(str(run.model_path))
-    with written_aside(run.saved_model_path) as aside:
+    with writing_failed(tf.errors.OpError), written_aside(run.saved_model_path) as aside:
         why_no_strings = export_saved_model(model, tokenizer, aside)
     if why_no_strings:
         print(f"export     {why_no_strings}")
     events = run.read_events()
     epochs = [event for event in events if event["event"] == "epoch"]
+    if not epochs:  # TensorFlow makes a folder that has vanished anew, and writes on
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(run.metrics_path))
     best = min(epochs, key=lambda event: event["val_loss"])
     end = {
         "event": "end",

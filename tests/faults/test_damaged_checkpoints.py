@@ -1,0 +1,116 @@
+"""A checkpoint that is damaged is passed over for the one before it, in a run that then ends as if nothing had been."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_run import train
+from tests.training.test_train import assert_same_run, send_signal
+
+NEWEST, BEFORE = "step-0000000013", "step-0000000012"
+FLAGS = ("--checkpoint.every_steps", "6", "--output-dir", "RUN")
+
+
+def flip(position: float) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        content = bytearray(path.read_bytes())
+        content[int(position * (len(content) - 1))] ^= 0xFF
+        path.write_bytes(content)
+
+    return damage
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "first byte flipped": flip(0),
+    "a byte flipped": flip(0.6),
+    "last byte flipped": flip(1),
+    "emptied": lambda path: path.write_bytes(b""),
+    "removed": Path.unlink,
+}
+FILES = ("arrays.safetensors", "state.json")
+
+
+@pytest.fixture(scope="module")
+def stopped(tensorflow: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was stopped at step 13, with checkpoints of steps 12 and 13. Not to be written to."""
+    folder = tmp_path_factory.mktemp("stopped")
+    with pytest.MonkeyPatch.context() as patch:
+        send_signal(patch, "on_train_batch_end", at_step=13)
+        assert train(folder, *FLAGS) == 143
+    checkpoints = folder / "RUN" / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == [BEFORE, NEWEST]
+    assert all(sorted(file.name for file in path.iterdir()) == sorted(FILES) for path in checkpoints.iterdir())
+    return folder
+
+
+@pytest.fixture
+def folder(stopped: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(stopped, tmp_path / "copy"))
+
+
+def goes_on_from_the_one_before(folder: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert train(folder, *FLAGS, "--resume") == 0
+    said = capsys.readouterr().out
+    assert re.search(rf"^checkpoint {NEWEST} passed over: \w+: \S", said, re.M), said
+    assert "resumed    at step 12\n" in said
+    assert_same_run(folder / "RUN", whole)
+
+
+def test_a_flipped_byte_costs_a_checkpoint_and_nothing_else(
+    finished_run: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    DAMAGES["a byte flipped"](folder / "RUN" / "checkpoints" / NEWEST / "arrays.safetensors")
+    goes_on_from_the_one_before(folder, finished_run, capsys)
+
+
+def test_every_damage_to_a_real_checkpoint_is_found(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without the training that follows."""
+    from tf_mlm.training.checkpoint import load_checkpoint
+
+    newest = folder / "RUN" / "checkpoints" / NEWEST
+    fingerprint = json.loads(json.loads((newest / "state.json").read_text())["state"])["fingerprint"]
+    progress, _ = load_checkpoint(newest.parent, fingerprint)
+    assert progress.step == 13
+    sound = shutil.copytree(newest, tmp_path / "sound")
+    for file in FILES:
+        for name, damage in DAMAGES.items():
+            damage(newest / file)
+            progress, arrays = load_checkpoint(newest.parent, fingerprint)
+            assert progress.step == 12 and len(arrays) > 10, (file, name)
+            said = capsys.readouterr().out
+            assert re.fullmatch(rf"checkpoint {NEWEST} passed over: \w+: \S.*\n", said), (file, name)
+            shutil.copy(sound / file, newest / file)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_every_damage_costs_a_checkpoint_and_nothing_else(
+    finished_run: Path, folder: Path, capsys: pytest.CaptureFixture[str], file: str, damage: Callable[[Path], object]
+) -> None:
+    damage(folder / "RUN" / "checkpoints" / NEWEST / file)
+    goes_on_from_the_one_before(folder, finished_run, capsys)
+
+
+@pytest.mark.slow
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_left_as_it_is(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = folder / "RUN"
+    for path in run.glob("checkpoints/*/state.json"):
+        path.write_bytes(b"")
+    metrics = (run / "metrics.jsonl").read_bytes()
+    capsys.readouterr()
+    assert train(folder, *FLAGS, "--resume") == 2
+    captured = capsys.readouterr()
+    assert "none of its checkpoints can be read; start a new run" in captured.err
+    assert len(captured.err.splitlines()) == 1 and captured.out.count(" passed over: ") == 2
+    assert (run / "metrics.jsonl").read_bytes() == metrics

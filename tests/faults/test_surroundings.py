@@ -1,0 +1,241 @@
+"""Surroundings that are not as they should be: another process, the clock, the locale, names, the home, the folder."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.faults.conftest import Disk
+from tests.faults.kills import Life
+from tests.tiny_run import TINY, inside, train
+from tests.training.test_train import assert_same_run
+from tf_mlm.cli import main
+from tf_mlm.config import load_config
+
+Capture = pytest.CaptureFixture[str]
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+
+
+def command(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """A command of tf_mlm in a process of its own, in `folder`."""
+    environment = {"PYTHONPATH": str(ROOT)} | environment
+    return subprocess.run([sys.executable, *arguments], cwd=folder, env=os.environ | environment, capture_output=True)
+
+
+def train_apart(folder: Path, *flags: str, **environment: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "tiny.toml").write_text(TINY)
+    flags = ("--config", "tiny.toml", "--output-dir", "RUN", "--resume", *flags)
+    done = command(folder, str(ROOT / "train.py"), *flags, **environment)
+    assert done.returncode == 0, done.stderr.decode()
+    assert all(line.startswith((b"step ", b"epoch ")) for line in done.stderr.splitlines()), done.stderr.decode()
+
+
+# --- another process
+
+
+@pytest.mark.slow
+def test_a_second_process_is_refused_while_the_first_lives_and_only_then(finished_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY)
+    first = Life(tmp_path, ("--config", "tiny.toml", "--checkpoint.every_steps", "3"))
+    assert first.wait_until(lambda: first.phase() not in ("start", "data preparation")), first.log
+    flags = ("--config", "tiny.toml", "--output-dir", "RUN")
+    for more in ((), ("--resume",)):
+        second = command(tmp_path, str(ROOT / "train.py"), *flags, *more)
+        assert second.returncode == 2
+        assert second.stderr.decode().splitlines() == [
+            "error: --output-dir RUN: another process is running there; wait for it or stop it"
+        ]
+    assert first.process.poll() is None, first.log
+    first.process.send_signal(signal.SIGKILL)
+    first.process.wait()
+    assert (tmp_path / "RUN" / ".lock").exists()
+    assert train(tmp_path, "--output-dir", "RUN", "--resume", "--checkpoint.every_steps", "3") == 0
+    assert_same_run(tmp_path / "RUN", finished_run)
+
+
+# --- the clock
+
+JUMPING_CLOCK = """
+import random, time
+real = time.time
+def jumping():
+    return real() + random.choice([-1e8, -3600, 0, 3600, 1e8])
+time.time = jumping
+time.time_ns = lambda: int(jumping() * 1e9)
+"""
+
+
+@pytest.mark.slow
+def test_nothing_depends_on_a_clock_that_jumps(finished_run: Path, tmp_path: Path) -> None:
+    """Three years forth or back, or an hour, from one look at it to the next; through a kill and a resume."""
+    clock = tmp_path / "clock"
+    clock.mkdir()
+    (clock / "sitecustomize.py").write_text(JUMPING_CLOCK)
+    (tmp_path / "tiny.toml").write_text(TINY)
+    path = f"{clock}{os.pathsep}{ROOT}"
+    look = "import time; print(len({round(time.time() / 3600) for _ in range(99)}))"
+    assert command(tmp_path, "-c", look, PYTHONPATH=path).stdout == b"5\n"
+    flags = ("--checkpoint.every_steps", "3")
+    life = Life(tmp_path, ("--config", "tiny.toml", *flags), PYTHONPATH=path)
+    assert life.wait_until(lambda: life.phase() == "checkpoint"), life.log
+    life.kill("", "")
+    train_apart(tmp_path, *flags, PYTHONPATH=path)
+    assert_same_run(tmp_path / "RUN", finished_run)
+
+
+# --- the locale
+
+
+def test_settings_are_printed_as_toml_whatever_the_locale(tmp_path: Path) -> None:
+    sentence = "Die grüne [MASK], 緑 \U0001f600."
+    (tmp_path / "my.toml").write_text(f'[training]\nexample_sentences = ["{sentence}"]\n', encoding="utf-8")
+    printed = command(tmp_path, str(ROOT / "train.py"), "--config", "my.toml", "--print-config", **ASCII)
+    assert (printed.returncode, printed.stderr) == (0, b"")
+    (tmp_path / "printed.toml").write_bytes(printed.stdout)
+    assert load_config(tmp_path / "printed.toml").training.example_sentences == (sentence,)
+
+
+def test_an_argument_that_this_locale_cannot_read_is_refused_in_one_line(tmp_path: Path) -> None:
+    for script in (["train.py", "--dataset"], ["-m", "tf_mlm", "fill-mask"]):
+        script[0] = str(ROOT / "train.py") if script[0] == "train.py" else script[0]
+        refused = command(tmp_path, *script, "größe.txt", **ASCII)
+        assert refused.returncode == 2
+        assert refused.stderr.decode("ascii").splitlines() == [
+            r"error: 'gr\udcc3\udcb6\udcc3\udc9fe.txt': not text in this locale (ascii); set PYTHONUTF8=1 for UTF-8"
+        ]
+    assert list(tmp_path.iterdir()) == []
+
+
+GERMAN = "".join(f"Der grüne Bär Nr. {n} läuft über die Straße und trinkt süßen Tee.\n" for n in range(300))
+
+
+@pytest.mark.slow
+def test_texts_and_a_folder_beyond_ascii_in_a_locale_that_knows_ascii_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "Bär 緑"
+    folder.mkdir()
+    (folder / "texts.txt").write_text(GERMAN, encoding="utf-8")
+    config = TINY.replace("This is a [MASK] film.", "Der grüne [MASK] läuft über die Straße.")
+    (folder / "tiny.toml").write_text(config, encoding="utf-8")
+    flags = ["--config", "tiny.toml", "--dataset", "texts.txt", "--epochs", "1"]
+    done = command(folder, str(ROOT / "train.py"), *flags, "--output-dir", "RUN", **ASCII)
+    assert done.returncode == 0, done.stderr.decode()
+    assert rb"gr\xfcne [MASK] l\xe4uft" in done.stdout
+    assert "Der grüne [MASK] läuft" in (folder / "RUN" / "README.md").read_text(encoding="utf-8")
+    filled = command(folder, "-m", "tf_mlm", "fill-mask", "RUN", "Der [MASK] trinkt Tee.", **ASCII)
+    assert filled.returncode == 0, filled.stderr.decode()
+    assert filled.stdout.isascii() and rb"\u2588" in filled.stdout
+
+
+@pytest.mark.slow
+def test_a_run_named_beyond_ascii_in_a_locale_that_knows_ascii_alone(tmp_path: Path) -> None:
+    """It is the working folder, so that no argument has to be read."""
+    folder = tmp_path / "Bär 緑"
+    folder.mkdir()
+    (tmp_path / "tiny.toml").write_text(TINY)
+    flags = ("--config", "../tiny.toml", "--epochs", "1", "--output-dir", ".")
+    done = command(folder, str(ROOT / "train.py"), *flags, **ASCII)
+    assert done.returncode == 0, done.stderr.decode()
+    assert "Bär 緑" in (folder / "README.md").read_text(encoding="utf-8")
+    assert (folder / "plots" / "Bär 緑.png").exists()
+
+
+# --- names
+
+
+@pytest.mark.slow
+def test_paths_with_spaces_quotes_and_letters_beyond_ascii(tmp_path: Path, capsys: Capture, tensorflow: None) -> None:
+    folder = tmp_path / "mein Ordner, d'été #1 [緑]"
+    folder.mkdir()
+    (folder / "größe 50%.txt").write_text(GERMAN, encoding="utf-8")
+    flags = ("--dataset", "größe 50%.txt", "--epochs", "1", "--output-dir", "Lauf ä [1]")
+    assert train(folder, *flags, name="Einstellungen é") == 0
+    with inside(folder):
+        capsys.readouterr()
+        assert main(["fill-mask", "Lauf ä [1]", "Der grüne [MASK]."]) == 0
+        assert main(["evaluate", "Lauf ä [1]", "--dataset", "größe 50%.txt"]) == 0
+        assert main(["export", "Lauf ä [1]", "--output", "Ausfuhr ü"]) == 0
+    assert (folder / "Ausfuhr ü" / "saved_model.pb").exists()
+    assert (folder / "plots" / "Lauf ä [1].png").exists()
+    assert train(folder, *flags, "--resume", name="Einstellungen é") == 0
+
+
+# --- the home
+
+
+def test_where_the_home_cannot_be_written_the_cache_is_one_of_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "import os, pathlib; from tf_mlm import runtime; runtime.require_writable_cache(); "
+        "folder = os.environ.get('HF_DATASETS_CACHE', ''); print(folder, pathlib.Path(folder).is_dir())"
+    )
+    for name in ("HF_HOME", "HF_DATASETS_CACHE", "XDG_CACHE_HOME", "MPLCONFIGDIR"):
+        monkeypatch.delenv(name, raising=False)
+    folder, is_there = command(tmp_path, "-c", code, HOME="/dev/null/home").stdout.decode().split()
+    assert "tf_mlm-cache-" in folder and is_there == "True" and not Path(folder).exists()
+    assert command(tmp_path, "-c", code, HOME=str(tmp_path / "new")).stdout.decode().split() == ["True"]  # as it was
+    assert (tmp_path / "new" / ".cache" / "huggingface" / "datasets").is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["missing", "read-only"])
+def test_a_home_that_cannot_be_written_changes_nothing(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, kind: str
+) -> None:
+    for name in ("HF_HOME", "HF_DATASETS_CACHE", "XDG_CACHE_HOME", "MPLCONFIGDIR"):
+        monkeypatch.delenv(name, raising=False)
+    home = Path("/dev/null/home")
+    if kind == "read-only":
+        disk = request.getfixturevalue("disk")
+        disk.remount("ro")
+        home = disk.path
+    train_apart(tmp_path / "work", HOME=str(home))
+    assert_same_run(tmp_path / "work" / "RUN", finished_run)
+
+
+# --- the output folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["checkpoint", "plot", "export"])
+def test_an_output_folder_that_vanishes_ends_the_run_with_4(tmp_path: Path, capsys: Capture, moment: str) -> None:
+    from tf_mlm.training import callbacks
+    from tf_mlm.training import train as recipe
+
+    owner, name = {
+        "checkpoint": (callbacks.Checkpoints, "save"),
+        "plot": (callbacks.Curves, "draw"),
+        "export": (recipe, "export_saved_model"),
+    }[moment]
+    original = getattr(owner, name)
+
+    def vanished(*arguments: Any, **options: Any) -> Any:
+        shutil.rmtree(tmp_path / "RUN")
+        return original(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, vanished)
+        capsys.readouterr()
+        assert train(tmp_path, "--checkpoint.every_steps", "3", "--epochs", "1", "--output-dir", "RUN") == 4
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith(("step ", "epoch "))]
+    assert len(lines) == 1 and lines[0].startswith("error: input/output failed: ")
+
+
+def test_a_read_only_folder_is_refused(disk: Disk, tensorflow: None, capsys: Capture, tmp_path: Path) -> None:
+    begun = disk.path / "begun"
+    begun.mkdir()
+    (begun / "config.toml").write_text(TINY)
+    disk.remount("ro")
+    capsys.readouterr()
+    for flags in (("--output-dir", str(disk.path / "new")), ("--output-dir", str(begun), "--resume")):
+        assert train(tmp_path, *flags) == 2
+        line, end = capsys.readouterr().err.split("\n")
+        assert "cannot be written: Read-only file system" in line and end == ""
+    assert [path.name for path in disk.path.iterdir()] == ["begun"]
