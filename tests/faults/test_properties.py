@@ -348,12 +348,12 @@ def test_pipeline_arguments(cases: int, monkeypatch: pytest.MonkeyPatch) -> None
         num_rows, batch_size, seed, epochs, start = case
         rows = np.arange(num_rows) * 3 + 1
         steps = pipeline.steps_per_epoch(num_rows, batch_size)
-        first_step = int(start * steps * epochs)
+        first_batch = int(start * steps * epochs)
         collator: Any = MaskingCollator.__new__(MaskingCollator)
         arguments: Any = {"batch_size": batch_size, "seed": seed, "epochs": epochs}
         whole = pipeline.build_train_dataset(collator, rows, **arguments)
-        rest = pipeline.build_train_dataset(collator, rows, **arguments, first_step=first_step)
-        np.testing.assert_array_equal(rest.rows, whole.rows[:, first_step * batch_size :])
+        rest = pipeline.build_train_dataset(collator, rows, **arguments, first_batch=first_batch)
+        np.testing.assert_array_equal(rest.rows, whole.rows[:, first_batch * batch_size :])
         for epoch in range(1, epochs + 1):
             index = whole.rows[1, whole.rows[0] == epoch]
             assert len(index) == steps * batch_size
