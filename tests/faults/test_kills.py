@@ -43,8 +43,7 @@ def test_no_kill_over_the_warm_model_on_real_reviews_loses_anything(shared: Path
         "--batch-size", "8", "--epochs", "2", "--training.log_every", "1", "--checkpoint.every_steps", "3",
     )  # fmt: skip
     whole = run_whole(tmp_path / "whole", flags, steps_per_epoch=8)
-    # Past the preparation, which is all of IMDB's text and most of the time.
-    aims = ["uniform", "first step", "checkpoint", "mid-epoch", "validation", "export"]
+    aims = ["data preparation", "first step", "checkpoint", "mid-epoch", "validation", "export"]
     outcome = run_killed(tmp_path / "killed", "reviews", flags, aims, whole, random.Random(2), steps_per_epoch=8)
     print(describe([outcome]))
     assert len(outcome.kills) >= 5 and outcome.differences == []
