@@ -352,7 +352,7 @@ def test_no_code_of_a_model_is_ever_run_and_nobody_is_asked(folder, tokenizer, m
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "code.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\nclass MyConfig: pass\n")
     monkeypatch.setattr("builtins.input", lambda *prompt: "y")
-    assert "trust_remote_code" in refusal(load, folder, tokenizer)
+    assert "contains custom code" in refusal(load, folder, tokenizer)
     assert not (folder / "ran").exists()
 
 
