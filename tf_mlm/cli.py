@@ -97,9 +97,10 @@ def _check_readable(arguments: list[str]) -> None:
         try:
             argument.encode()
         except UnicodeEncodeError:  # the bytes that Python could not read stand there as halves of surrogate pairs
-            raise Refused(
-                f"{argument!r}: not text in this locale ({sys.getfilesystemencoding()}); set PYTHONUTF8=1 for UTF-8"
-            ) from None
+            encoding = sys.getfilesystemencoding()
+            if encoding == "utf-8":
+                raise Refused(f"{argument!r} is not UTF-8; convert it") from None
+            raise Refused(f"{argument!r}: not text in this locale ({encoding}); set PYTHONUTF8=1 for UTF-8") from None
 
 
 def _print_line(message: str) -> None:
@@ -339,9 +340,6 @@ def _fill_mask(arguments: argparse.Namespace) -> None:
         raise Refused("fill-mask: no model; name a run directory, a model folder, a SavedModel or a Hub name")
     folders = [name if _is_saved_model(name) else _find_model(name)[0] for name in names]
     sentences = sentences or _read_sentences()
-    for sentence in sentences:
-        if sentence.encode(errors="replace").decode() != sentence:
-            raise Refused(f"fill-mask: {sentence!r} is not UTF-8; convert it")
     _start_libraries_for(folders, TrainingConfig(xla="off"))  # what is computed once is not worth compiling
     from tf_mlm.serving.fill_mask import answer, describe_answer, describe_side_by_side, load_filler
     from tf_mlm.training.run_directory import dump_json
