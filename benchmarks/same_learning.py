@@ -77,17 +77,11 @@ def train(arguments: argparse.Namespace) -> None:
     import tf_keras as keras
     import transformers
 
-    from tf_mlm.data.pipeline import build_collator, build_train_dataset, build_validation_dataset
+    from tf_mlm.data.pipeline import build_collator, build_validation_dataset
     from tf_mlm.training.train import prepare
 
     model, tokenizer, data, length, _ = prepare(config)
-    batches = build_train_dataset(
-        build_collator(data.train, tokenizer, config.masking, seed),
-        data.train_rows,
-        batch_size=arguments.batch_size,
-        seed=seed,
-        epochs=length.epochs,
-    )
+    batches = data.train_dataset(config, tokenizer, length.epochs)
     validation = build_validation_dataset(
         build_collator(data.validation, tokenizer, config.masking, 0, validation=True),
         data.validation_rows,

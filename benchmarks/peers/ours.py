@@ -29,19 +29,12 @@ runtime.prepare(config.training)
 import numpy as np
 import tf_keras as keras
 
-from tf_mlm.data.pipeline import build_collator, build_train_dataset
 from tf_mlm.training.train import prepare
 
 model, tokenizer, data, length, environment = prepare(config)
 if arguments.write_sequences:
     np.save(arguments.write_sequences, data.train.input_ids[data.train_rows])
     raise SystemExit
-batches = build_train_dataset(
-    build_collator(data.train, tokenizer, config.masking, config.training.seed),
-    data.train_rows,
-    batch_size=arguments.batch_size,
-    seed=config.training.seed,
-    epochs=length.epochs,
-)
+batches = data.train_dataset(config, tokenizer, length.epochs)
 model.fit_from(0, clock.total_steps, x=batches, epochs=1, callbacks=[keras_callback(keras.callbacks.Callback, clock)])
 clock.report(parameters=model.count_params(), precision=environment["precision"], xla=environment["xla"])

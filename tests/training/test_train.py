@@ -411,10 +411,10 @@ def spoil_batches(patch: pytest.MonkeyPatch, *batches: int) -> None:
     """Make the loss of these batches, counted from 0 in the order of the data, not a number."""
     import tensorflow as tf
 
+    from tf_mlm.data import prepared
     from tf_mlm.model.masked_lm_head import DistilBertForMaskedLM
-    from tf_mlm.training import train as recipe
 
-    build, outputs = recipe.build_train_dataset, DistilBertForMaskedLM.masked_lm_outputs
+    build, outputs = prepared.build_train_dataset, DistilBertForMaskedLM.masked_lm_outputs
 
     def build_spoilt(*arguments: Any, first_batch: int, **options: Any) -> Any:
         def mark(number: Any, batch: Any) -> Any:  # with a 2, which the attention takes for a 1
@@ -429,7 +429,7 @@ def spoil_batches(patch: pytest.MonkeyPatch, *batches: int) -> None:
         losses, *others = outputs(self, features, labels, training)
         return losses * tf.where(features["attention_mask"][0, 0] == 2, float("nan"), 1.0), *others
 
-    patch.setattr(recipe, "build_train_dataset", build_spoilt)
+    patch.setattr(prepared, "build_train_dataset", build_spoilt)
     patch.setattr(DistilBertForMaskedLM, "masked_lm_outputs", spoilt_outputs)
 
 

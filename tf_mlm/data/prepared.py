@@ -7,6 +7,7 @@ import numpy as np
 
 from tf_mlm.config import Config
 from tf_mlm.data.corpus import Corpus
+from tf_mlm.data.pipeline import build_collator, build_train_dataset, build_validation_dataset
 from tf_mlm.data.sequences import Sequences, load_sequences, unigram_counts, unigram_entropy
 from tf_mlm.errors import Refused
 
@@ -27,6 +28,26 @@ class PreparedData:
     validation_rows: np.ndarray
     unigram_entropy: float
     facts: dict[str, Any]
+
+    def train_dataset(self, config: Config, tokenizer: Any, epochs: int, first_batch: int = 0) -> Any:
+        """Batches of `train_rows`: see `build_train_dataset`."""
+        seed = config.training.seed
+        return build_train_dataset(
+            build_collator(self.train, tokenizer, config.masking, seed),
+            self.train_rows,
+            batch_size=config.training.batch_size,
+            seed=seed,
+            epochs=epochs,
+            first_batch=first_batch,
+        )
+
+    def validation_dataset(self, config: Config, tokenizer: Any) -> Any:
+        """One pass over `validation_rows`: see `build_validation_dataset`."""
+        return build_validation_dataset(
+            build_collator(self.validation, tokenizer, config.masking, config.training.seed, validation=True),
+            self.validation_rows,
+            batch_size=config.training.batch_size,
+        )
 
 
 def prepare_data(config: Config, corpus: Corpus, tokenizer: Any) -> PreparedData:

@@ -388,9 +388,13 @@ class Checkpoints(keras.callbacks.Callback):
     def save(self) -> None:
         try:
             with writing_failed(safetensors.SafetensorError):
-                variables = model_variables(self.model)
-                folders = self._run.checkpoints_path, self._run.model_path
-                save_checkpoint(folders[0], self.progress(), variables, self._keep, folders[1])
+                save_checkpoint(
+                    self._run.checkpoints_path,
+                    self.progress(),
+                    model_variables(self.model),
+                    self._keep,
+                    self._run.model_path,
+                )
         except NonFiniteLoss:
             if not self._signal:  # else the run stops, and goes on from the checkpoint before
                 raise

@@ -13,7 +13,7 @@ import tf_keras as keras
 
 from tf_mlm.config import Config
 from tf_mlm.data.masking import num_slots
-from tf_mlm.data.pipeline import build_collator, build_train_dataset, build_validation_dataset, steps_per_epoch
+from tf_mlm.data.pipeline import steps_per_epoch
 from tf_mlm.data.prepared import PreparedData
 from tf_mlm.model import ceiling
 from tf_mlm.model.optimizer import build_schedule, num_warmup_steps
@@ -134,24 +134,12 @@ class _Clock(keras.callbacks.Callback):
 
 def run_trial(config: Config, model: Any, tokenizer: Any, data: PreparedData) -> Trial:
     """Train a few steps and validate a few batches. The model is of no use afterwards."""
-    seed, batch_size = config.training.seed, config.training.batch_size
-    train_dataset = build_train_dataset(
-        build_collator(data.train, tokenizer, config.masking, seed),
-        data.train_rows,
-        batch_size=batch_size,
-        seed=seed,
-        epochs=1,
-    )
-    validation_dataset = build_validation_dataset(
-        build_collator(data.validation, tokenizer, config.masking, seed, validation=True),
-        data.validation_rows,
-        batch_size=batch_size,
-    )
     training, validation = _Clock(), _Clock()
-    model.fit_from(0, _TRIAL_STEPS, x=train_dataset, epochs=1, callbacks=[training])
-    model.evaluate(validation_dataset.repeat(), steps=_TRIAL_STEPS, verbose=0, callbacks=[validation])
+    model.fit_from(0, _TRIAL_STEPS, x=data.train_dataset(config, tokenizer, epochs=1), epochs=1, callbacks=[training])
+    validation_batches = data.validation_dataset(config, tokenizer).repeat()
+    model.evaluate(validation_batches, steps=_TRIAL_STEPS, verbose=0, callbacks=[validation])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    num_batches = steps_per_epoch(len(data.validation_rows), batch_size)
+    num_batches = steps_per_epoch(len(data.validation_rows), config.training.batch_size)
     return Trial(training.median_seconds(), validation.median_seconds() * num_batches, peak)
 
 

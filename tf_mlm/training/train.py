@@ -20,7 +20,7 @@ from tf_mlm import runtime
 from tf_mlm.config import Config, load_config
 from tf_mlm.data.corpus import load_corpus
 from tf_mlm.data.masking import num_slots
-from tf_mlm.data.pipeline import build_collator, build_train_dataset, build_validation_dataset, rows_of_batch
+from tf_mlm.data.pipeline import rows_of_batch
 from tf_mlm.data.prepared import PreparedData, describe_data, prepare_data
 from tf_mlm.errors import Interrupted, NonFiniteLoss, Refused, writing_failed
 from tf_mlm.model.loading import load_model, load_model_config, load_tokenizer, load_trained
@@ -62,11 +62,7 @@ def train(config: Config, run: RunDirectory) -> None:
     progress = restore(model, run, environment["fingerprint"])
     run.cut_events(progress.metrics_bytes)
     run.write_environment(environment | {"curve": str(run.choose_curve())})
-    validation_dataset = build_validation_dataset(
-        build_collator(data.validation, tokenizer, config.masking, config.training.seed, validation=True),
-        data.validation_rows,
-        batch_size=config.training.batch_size,
-    )
+    validation_dataset = data.validation_dataset(config, tokenizer)
     if progress.metrics_bytes == 0:
         print("validating the model before training", flush=True)
         start = start_event(config, model, tokenizer, data, length, validation_dataset)
@@ -261,18 +257,12 @@ def fit(
         if progress.step and at_epoch_end and (not epochs_done or epochs_done[-1]["step"] < progress.step):
             callbacks.finish_epoch(model, around, validation_dataset, epoch=len(epochs_done))
         if progress.step < length.num_train_steps and not callbacks.has_stopped_early(run.read_events(), patience):
-            train_dataset = build_train_dataset(
-                build_collator(data.train, tokenizer, config.masking, config.training.seed),
-                data.train_rows,
-                batch_size=config.training.batch_size,
-                seed=config.training.seed,
-                epochs=-(-(progress.next_batch + length.num_train_steps - progress.step) // length.steps_per_epoch),
-                first_batch=progress.next_batch,
-            )
+            last_batch = progress.next_batch + length.num_train_steps - progress.step
+            epochs_of_data = -(-last_batch // length.steps_per_epoch)
             model.fit_from(
                 progress.step,
                 length.steps_per_epoch,
-                x=train_dataset,
+                x=data.train_dataset(config, tokenizer, epochs_of_data, progress.next_batch),
                 epochs=length.epochs,
                 validation_data=validation_dataset,
                 callbacks=around,
