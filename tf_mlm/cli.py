@@ -341,10 +341,16 @@ def _fill_mask(arguments: argparse.Namespace) -> None:
     folders = [name if _is_saved_model(name) else _find_model(name)[0] for name in names]
     sentences = sentences or _read_sentences()
     _start_libraries_for(folders, TrainingConfig(xla="off"))  # what is computed once is not worth compiling
-    from tf_mlm.serving.fill_mask import answer, describe_answer, describe_side_by_side, load_filler
+    from tf_mlm.serving.fill_mask import (
+        answer,
+        describe_answer,
+        describe_side_by_side,
+        load_filler,
+        load_served_filler,
+    )
     from tf_mlm.training.run_directory import dump_json
 
-    fillers = [load_filler(folder) for folder in folders]
+    fillers = [load_served_filler(name) if _is_saved_model(name) else load_filler(name) for name in folders]
     for sentence in sentences:
         answers = [answer(fill, sentence, arguments.top_k) for fill in fillers]
         if arguments.json:

@@ -123,9 +123,9 @@ def test_all_gaps_are_filled_in_turn_the_surest_first_each_in_view_of_those_befo
 
 @pytest.mark.parametrize("sentence", [SENTENCE, "[MASK][MASK]\t[MASK]s", "Ünï [MASK] 北京"])
 def test_a_saved_model_gives_what_its_run_gives(finished_run: Path, trained: tuple[Any, Any], sentence: str) -> None:
-    from tf_mlm.serving.fill_mask import fill_masks, load_filler
+    from tf_mlm.serving.fill_mask import fill_masks, load_served_filler
 
-    served = load_filler(str(finished_run / "saved_model"))(sentence, 5)
+    served = load_served_filler(str(finished_run / "saved_model"))(sentence, 5)
     for gap, expected in zip(served, fill_masks(*trained, sentence, 5), strict=True):
         assert [(fill.token, fill.sentence) for fill in gap] == [(fill.token, fill.sentence) for fill in expected]
         probabilities = [fill.probability for fill in expected]

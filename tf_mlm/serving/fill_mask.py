@@ -4,7 +4,6 @@ import functools
 import itertools
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,25 +49,33 @@ Filler = Callable[[str, int], list[list[Fill]]]
 
 
 def load_filler(name: str) -> Filler:
-    """The filler of a model folder, a Hub name or a SavedModel's folder.
+    """The filler of a model folder or a Hub name.
 
     Raises:
-        Refused: there is none, it has no trained head, or it is a SavedModel that takes no strings.
+        Refused: there is none, or it has no trained head.
     """
-    if not (Path(name) / "saved_model.pb").is_file():
-        return functools.partial(fill_masks, *load_trained(name))
+    return functools.partial(fill_masks, *load_trained(name))
+
+
+def load_served_filler(folder: str) -> Filler:
+    """The filler of a SavedModel.
+
+    Raises:
+        Refused: it cannot be loaded, or takes no strings.
+    """
     try:
-        saved_model = tf.saved_model.load(name)
+        saved_model = tf.saved_model.load(folder)
         signatures = set(saved_model.signatures)
+        prefix = saved_model.tokenizer.continuing_subword_prefix.numpy().decode() if "fill_mask" in signatures else ""
     except Exception as error:  # whatever TensorFlow's readers and parsers raise
         reason = " ".join(str(error).split())[:300]
-        raise Refused(f"{name}: this SavedModel cannot be loaded: {reason}") from None
+        raise Refused(f"{folder}: this SavedModel cannot be loaded: {reason}") from None
     if "fill_mask" not in signatures:
         raise Refused(
-            f"{name}: this SavedModel takes no strings (it has no signature fill_mask, only "
+            f"{folder}: this SavedModel takes no strings (it has no signature fill_mask, only "
             f"{', '.join(sorted(signatures)) or 'none'}); name the run or the model folder that it was exported from"
         )
-    return functools.partial(_fill_masks_served, saved_model)
+    return functools.partial(_fill_masks_served, saved_model.signatures["fill_mask"], prefix)
 
 
 def answer(fill: Filler, sentence: str, top_k: int) -> Answer:
@@ -97,14 +104,15 @@ def fill_masks(model: Any, tokenizer: Any, sentence: str, top_k: int) -> list[li
             "shorten it"
         )
     probabilities = predict_probabilities(model, input_ids, gaps)
+    prefix = getattr(tokenizer.backend_tokenizer.model, "continuing_subword_prefix", None) or ""
     fills = []
     for gap, row in zip(gaps, probabilities, strict=True):
         end = encoded["offset_mapping"][gap][1]  # the start may have taken in white space
         best = []
         for token_id in np.argsort(-row, kind="stable")[:top_k].tolist():
             word = tokenizer.decode([token_id], clean_up_tokenization_spaces=False).strip()
-            begins_word = _begins_word(tokenizer, tokenizer.convert_ids_to_tokens(token_id))
-            filled = _filled(text, end - len(tokenizer.mask_token), end, word, begins_word)
+            begins_word = _begins_word(prefix, tokenizer.convert_ids_to_tokens(token_id))
+            filled = _filled(text, end - len(tokenizer.mask_token), end, word, prefix, begins_word)
             best.append(Fill(word, float(row[token_id]), filled))
         fills.append(best)
     return fills
@@ -117,9 +125,9 @@ def predict_probabilities(model: Any, input_ids: np.ndarray, positions: np.ndarr
     return probabilities / probabilities.sum(-1, keepdims=True)
 
 
-def _fill_masks_served(saved_model: Any, sentence: str, top_k: int) -> list[list[Fill]]:
+def _fill_masks_served(fill_mask: Any, prefix: str, sentence: str, top_k: int) -> list[list[Fill]]:
     k = tf.constant(min(top_k, tf.int32.max))
-    answers = saved_model.signatures["fill_mask"](text=tf.constant([sentence]), k=k)
+    answers = fill_mask(text=tf.constant([sentence]), k=k)
     tokens, probabilities, (status,) = (answers[name].numpy() for name in ("tokens", "probabilities", "status"))
     gaps = [match.span() for match in re.finditer(re.escape(MASK), sentence)]
     if status == TOO_LONG:
@@ -130,23 +138,22 @@ def _fill_masks_served(saved_model: Any, sentence: str, top_k: int) -> list[list
     for (start, end), words, row in zip(gaps, tokens[0].tolist(), probabilities[0].tolist(), strict=True):
         best = []
         for word, probability in zip(map(bytes.decode, words), row, strict=True):
-            filled = _filled(sentence, start, end, word, begins_word=not word.startswith("##"))
+            filled = _filled(sentence, start, end, word, prefix, begins_word=not word.startswith(prefix))
             best.append(Fill(word, probability, filled))
         fills.append(best)
     return fills
 
 
-def _begins_word(tokenizer: Any, token: str) -> bool:
+def _begins_word(prefix: str, token: str) -> bool:
     """WordPiece marks the tokens that go on with a word, byte-level BPE and SentencePiece those that begin one."""
-    prefix = getattr(tokenizer.backend_tokenizer.model, "continuing_subword_prefix", "")
     return not token.startswith(prefix) if prefix else token.startswith(("Ġ", "▁"))
 
 
-def _filled(text: str, start: int, end: int, word: str, begins_word: bool) -> str:
-    """`text` with `word` between `start` and `end`; one that goes on with a word is joined to it, without its ##."""
+def _filled(text: str, start: int, end: int, word: str, prefix: str, begins_word: bool) -> str:
+    """`text` with `word` between `start` and `end`; one that goes on with a word is joined to it, without `prefix`."""
     if begins_word:
         return f"{text[:start]}{word}{text[end:]}"
-    return f"{text[:start].rstrip()}{word.removeprefix('##')}{text[end:]}"
+    return f"{text[:start].rstrip()}{word.removeprefix(prefix)}{text[end:]}"
 
 
 def _no_gap(sentence: str) -> Refused:

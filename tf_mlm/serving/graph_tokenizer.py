@@ -33,6 +33,7 @@ class GraphTokenizer(tf.Module):
         backend = tokenizer.backend_tokenizer
         settings = json.loads(backend.to_str())
         vocab, prefix = settings["model"]["vocab"], settings["model"]["continuing_subword_prefix"]
+        self.continuing_subword_prefix = tf.Variable(prefix, trainable=False)  # for who loads the SavedModel
         alphabet = set().union(*vocab)
         added = {token["content"]: token["id"] for token in settings["added_tokens"]}
         private = (chr(code) for code in _PRIVATE_USE if chr(code) not in alphabet)
