@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import safetensors.numpy
 
 from tests.hub_stand_in import serve
 
@@ -38,8 +39,6 @@ def run_train(url: str, folder: Path, *flags: str, **others: str) -> "subprocess
 @pytest.fixture
 def small_model(finished_run: Path) -> Path:
     """As the Hub's is: a safetensors file written by PyTorch."""
-    import safetensors
-
     with safetensors.safe_open(finished_run / "model" / "model.safetensors", "numpy") as file:
         assert file.metadata() == {"format": "pt"}
     return finished_run / "model"
@@ -76,6 +75,55 @@ def test_the_default_job_downloads_trains_and_exports_and_goes_on_from_the_cache
         result = run_train(hub.url, tmp_path, *SMALL, "--plan", **others)
         assert (result.returncode, result.stderr) == (0, "")
         assert "OUT OF REACH" not in result.stdout and "30 documents" in result.stdout
+
+
+LOAD = """
+import os, sys
+from tf_mlm import runtime
+from tf_mlm.config import ModelConfig, TrainingConfig
+from tf_mlm.errors import Refused
+runtime.prepare(TrainingConfig())
+from tf_mlm.model.loading import load_model, load_tokenizer
+for name in sys.argv[1:]:
+    config = ModelConfig(name=name)
+    try:
+        model, new_weights = load_model(config, load_tokenizer(config, ()), 8)
+        print(name, len(new_weights), float(sum(abs(weight.numpy()).sum() for weight in model.weights)))
+    except Refused as error:
+        print(name, error)
+"""
+
+
+def test_weights_in_several_files_are_found_on_the_hub_and_none_that_are_elsewhere(
+    tmp_path: Path, small_model: Path
+) -> None:
+    sharded = shutil.copytree(small_model, tmp_path / "sharded")
+    arrays = safetensors.numpy.load_file(sharded / "model.safetensors")
+    (sharded / "model.safetensors").unlink()
+    weight_map = {name: f"model-{number % 2}.safetensors" for number, name in enumerate(arrays)}
+    for file in set(weight_map.values()):
+        part = {name: array for name, array in arrays.items() if weight_map[name] == file}
+        safetensors.numpy.save_file(part, sharded / file, metadata={"format": "pt"})
+    index = sharded / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    astray = shutil.copytree(sharded, tmp_path / "astray")
+    outside = dict.fromkeys(weight_map, "../../elsewhere.safetensors")
+    (astray / index.name).write_text(json.dumps({"metadata": {}, "weight_map": outside}))
+    pickled = shutil.copytree(small_model, tmp_path / "pickled")
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+
+    names = ["someone/whole", "someone/sharded", "someone/astray", "someone/pickled"]
+    folders = (small_model, sharded, astray, pickled)
+    with serve(dict(zip(names, folders, strict=True))) as hub:
+        result = subprocess.run(
+            [sys.executable, "-c", LOAD, *names], env=environment(hub.url, tmp_path, PYTHONPATH=str(ROOT)),
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    whole, in_parts, elsewhere, pickle = result.stdout.splitlines()
+    assert whole.split()[1:] == in_parts.split()[1:] and whole.split()[1] == "0"
+    assert "model.safetensors.index.json names '../../elsewhere.safetensors'" in elsewhere
+    assert "pytorch_model.bin is a pickle, which is never loaded" in pickle
+    assert not [request for request in hub.requests if "elsewhere" in request or "GET" in request and "bin" in request]
 
 
 EACH_IN_TURN = """

@@ -128,13 +128,24 @@ def test_what_a_converter_cannot_do_is_one_line_and_nothing_remains(
     assert "export: TensorFlow's converter to TFLite cannot do this model: " in line
 
 
+@pytest.mark.parametrize("at", ["model", "tokenizer"])
 def test_a_full_disk_ends_a_conversion_with_4(
-    stand_in: Any, finished_run: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+    at: str, stand_in: Any, finished_run: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path, content: bytes) -> None:
-        raise OSError(28, "No space left on device")
+    import transformers
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    from tf_mlm.serving import conversion
+
+    def full(*_: Any, **__: Any) -> None:
+        # The tokenizers' own writer knows no other error.
+        raise {"model": OSError(28, "No space left on device"), "tokenizer": Exception("No space left on device")}[at]
+
+    owner, method = {
+        "model": (Path, "write_bytes"),
+        "tokenizer": (transformers.DistilBertTokenizerFast, "_save_pretrained"),
+    }[at]
+    monkeypatch.setattr(owner, method, full)
+    monkeypatch.setattr(conversion, "_deviation", lambda *_: 0.0)
     arguments = ["export", str(finished_run), "--output", str(tmp_path / "converted"), "--format", "tflite"]
     assert main(arguments) == 4
     assert "No space left on device" in capsys.readouterr().err and list(tmp_path.iterdir()) == []

@@ -14,6 +14,7 @@ import numpy as np
 import safetensors.numpy
 import tf_keras as keras
 import transformers
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers.modeling_tf_pytorch_utils import TransposeType, convert_tf_weight_name_to_pt_weight_name
 
@@ -23,6 +24,7 @@ from tf_mlm.errors import Refused, writing_failed
 from tf_mlm.model.masked_lm_head import MODEL_CLASSES
 
 _WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "tf_model.h5", "tf_model.h5.index.json")
+_PICKLE = "pytorch_model.bin"
 _NEW_MODEL_POSITIONS = 512
 _MAX_CHARACTERS = 1000  # of a new vocabulary, the trainer's own default
 
@@ -128,12 +130,8 @@ def load_model(config: ModelConfig, tokenizer: Any, sequence_length: int) -> tup
         if not config.name:
             _start_positions_as_sinusoids(model)
         return model, []
-    _check_weights(config)
-    model, info = _from_pretrained(model_class, config, config=model_config, output_loading_info=True)
-    if not hub.is_local(config.name):  # now that it is there
-        cached = huggingface_hub.try_to_load_from_cache(config.name, "config.json", revision=config.revision or None)
-        if isinstance(cached, str):
-            _check_stays_inside(config, Path(cached).parent)
+    folder = _find_weights(config)
+    model, info = _from_pretrained(model_class, config, folder, config=model_config, output_loading_info=True)
     encoder = [name for name in info["missing_keys"] if model.base_model_prefix in name]
     if encoder:
         raise Refused(
@@ -230,6 +228,11 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     path = folder / "model.safetensors"
     safetensors.numpy.save_file(arrays, path, metadata={"format": "pt"})
     path.chmod(folder.stat().st_mode & 0o666)  # safetensors writes for the owner alone
+    save_config_and_tokenizer(model, tokenizer, folder)
+
+
+def save_config_and_tokenizer(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Raises OSError where they cannot be written."""
     model_config = type(model.config).from_dict(model.config.to_dict())
     model_config.architectures = [f"{type(model).__name__}"]
     model_config.save_pretrained(folder)
@@ -237,35 +240,68 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def _check_weights(config: ModelConfig) -> None:
-    if not hub.is_local(config.name):
-        return
-    folder = Path(config.name).expanduser()
-    if not any((folder / name).is_file() for name in _WEIGHT_FILES):
-        is_pickled = (folder / "pytorch_model.bin").exists()
+def _find_weights(config: ModelConfig) -> Path:
+    """The folder that holds the weights, downloaded first where they are the Hub's.
+
+    transformers finds no safetensors in several files on the Hub, and would read all files before they are checked.
+    """
+    where = f"model.name = {config.name!r}"
+    found = next((path for name in _WEIGHT_FILES if (path := _find_file(config, name))), None)
+    if found is None:
         pickled = (
-            "; pytorch_model.bin is a pickle, which is never loaded: have its owner save it as safetensors"
-            if is_pickled
+            f"; {_PICKLE} is a pickle, which is never loaded: have its owner save it as safetensors"
+            if _has_pickle(config)
             else ""
         )
         raise Refused(
-            f"model.name = {config.name!r}: holds no weights (model.safetensors or tf_model.h5){pickled}; "
+            f"{where}: holds no weights (model.safetensors or tf_model.h5){pickled}; "
             "add them, or set model.from_config = true for random weights"
         )
-    _check_stays_inside(config, folder)
+    if found.name.endswith(".index.json"):
+        for name in _names_in_index(where, found):
+            _find_file(config, name)
+    _check_stays_inside(where, found.parent)
+    return found.parent
 
 
-def _check_stays_inside(config: ModelConfig, folder: Path) -> None:
-    """An index of weights, and HDF5 by its links and its storage, can name any file of this machine."""
-    where = f"model.name = {config.name!r}"
-    for path in folder.glob("*.index.json"):
-        try:
-            names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
-            outside = next((name for name in names if Path(name).name != name), None)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise Refused(f"{where}: {path.name} is damaged: {type(error).__name__}; make it again") from None
-        if outside is not None:
-            raise Refused(f"{where}: {path.name} names {outside!r}, which must be a file of the folder itself")
+def _find_file(config: ModelConfig, name: str) -> Path | None:
+    """The file `name` of a model, downloaded first where it is the Hub's; None where the model has no such file."""
+    if hub.is_local(config.name):
+        path = Path(config.name).expanduser() / name
+        return path if path.is_file() else None
+    try:
+        return Path(huggingface_hub.hf_hub_download(config.name, name, revision=config.revision or None))
+    except Exception as error:  # as in `_from_pretrained`
+        is_there = isinstance(error, LocalEntryNotFoundError) and not hub.is_offline()  # for all that is known
+        if isinstance(error, EntryNotFoundError) and not is_there:
+            return None
+        raise hub.refusal("model.name", config.name, error) from None
+
+
+def _has_pickle(config: ModelConfig) -> bool:
+    """Raises HubOutOfReach where that cannot be known."""
+    if hub.is_local(config.name):
+        return _find_file(config, _PICKLE) is not None
+    try:
+        return huggingface_hub.file_exists(config.name, _PICKLE, revision=config.revision or None)
+    except Exception as error:
+        raise hub.refusal("model.name", config.name, error) from None
+
+
+def _names_in_index(where: str, path: Path) -> list[str]:
+    """The files that an index of weights names; it could name any file of this machine."""
+    try:
+        names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+        outside = next((name for name in names if Path(name).name != name), None)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Refused(f"{where}: {path.name} is damaged: {type(error).__name__}; make it again") from None
+    if outside is not None:
+        raise Refused(f"{where}: {path.name} names {outside!r}, which must be a file of the folder itself")
+    return names
+
+
+def _check_stays_inside(where: str, folder: Path) -> None:
+    """HDF5 can, by its links and its storage, bring in any file of this machine."""
     for path in folder.glob("*.h5"):
         try:
             with h5py.File(path) as file:
@@ -294,9 +330,9 @@ def _outside(group: h5py.Group) -> str:
     return ""
 
 
-def _from_pretrained(loader: Any, source: ModelConfig, **options: Any) -> Any:
+def _from_pretrained(loader: Any, source: ModelConfig, folder: Path | None = None, **options: Any) -> Any:
     is_local = hub.is_local(source.name)
-    name = str(hub.check_local(source.name, "model.name")) if is_local else source.name
+    name = str(folder or (hub.check_local(source.name, "model.name") if is_local else source.name))
     try:
         return loader.from_pretrained(name, revision=source.revision or "main", **options)
     except Exception as error:  # the library lets through whatever its readers, parsers and transports raise

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tf_mlm import runtime
 from tf_mlm.errors import Refused
-from tf_mlm.model.loading import max_sequence_length
+from tf_mlm.model.loading import max_sequence_length, save_config_and_tokenizer
 
 _ONNX_OPSET = 18
 _TOLERANCE = 1e-4  # of the largest logit
@@ -106,8 +106,7 @@ def _finish(model: Any, tokenizer: Any, folder: Path, deviation: float) -> float
             f"export: the converted model's logits differ from the model's by {deviation:.1e} of the largest, more "
             f"than {_TOLERANCE:.0e}; use another --format"
         )
-    model.config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_config_and_tokenizer(model, tokenizer, folder)
     return deviation
 
 
