@@ -109,6 +109,24 @@ def test_an_h5_file_may_not_bring_in_other_files(model: Path, kind: str) -> None
     assert "tf_model.h5: 'distilbert/inside' lies in another file" in refusal(model)
 
 
+@pytest.mark.parametrize("setting", ["vocab_file", "tokenizer_file"])
+def test_a_tokenizer_may_not_be_made_of_files_outside_its_folder(model: Path, setting: str) -> None:
+    """They would be read, and published with the model."""
+    (model / "tokenizer.json").rename(model.parent / "tokenizer.json")
+    (model / "vocab.txt").rename(model.parent / "vocab.txt")
+    outside = model.parent / {"vocab_file": "vocab.txt", "tokenizer_file": "tokenizer.json"}[setting]
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps(settings | {setting: str(outside)}))
+    assert f"tokenizer_config.json names {str(outside)!r}, which lies outside its folder" in refusal(model)
+
+
+def test_a_tokenizer_that_remembers_where_it_was_once_is_loaded(model: Path) -> None:
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    remembered = {"special_tokens_map_file": str(model.parent), "tokenizer_file": None}
+    (model / "tokenizer_config.json").write_text(json.dumps(settings | remembered))
+    load(model)
+
+
 def test_a_run_may_not_have_its_curve_drawn_over_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run = RunDirectory.create(tmp_path / "theirs")

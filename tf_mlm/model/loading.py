@@ -33,10 +33,11 @@ def load_tokenizer(config: ModelConfig, documents: Iterable[str]) -> Any:
     """The fast tokenizer of `config.name`; for a new model a WordPiece one, trained on `documents`.
 
     Raises:
-        Refused: there is none, or it lacks a mask or padding token.
+        Refused: there is none, it lacks a mask or padding token, or it is made of files from elsewhere.
     """
     if not config.name:
         return build_tokenizer(documents, config.vocab_size)
+    _check_tokenizer_stays_inside(config)
     tokenizer = _from_pretrained(transformers.AutoTokenizer, config, use_fast=True, trust_remote_code=False)
     if not tokenizer.is_fast:
         raise Refused(f"model.name = {config.name!r}: has no fast tokenizer (tokenizer.json); convert it first")
@@ -238,6 +239,25 @@ def save_config_and_tokenizer(model: Any, tokenizer: Any, folder: Path) -> None:
     model_config.save_pretrained(folder)
     with writing_failed(Exception):  # of no other kind are the errors of the tokenizers' own writer
         tokenizer.save_pretrained(folder)
+
+
+def _check_tokenizer_stays_inside(config: ModelConfig) -> None:
+    """A tokenizer's config can name any file of this machine, which would be read, and published with the model."""
+    path = _find_file(config, "tokenizer_config.json")
+    if path is None:
+        return
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return  # its reader will say so
+    for setting, value in settings.items() if isinstance(settings, dict) else ():
+        # One is remembered by old checkpoints, and never opened.
+        if setting.endswith("_file") and setting != "special_tokens_map_file" and isinstance(value, str):
+            if Path(value).exists() and Path(value).resolve().parent != path.parent.resolve():
+                raise Refused(
+                    f"model.name = {config.name!r}: tokenizer_config.json names {value!r}, which lies outside its "
+                    f"folder; remove {setting} from it"
+                )
 
 
 def _find_weights(config: ModelConfig) -> Path:
