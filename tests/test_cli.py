@@ -66,6 +66,15 @@ def reviews() -> Path:
 # What answers without TensorFlow
 
 
+def test_output_that_nobody_reads_any_more_ends_the_command_without_a_word() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, str(ROOT / "train.py"), "--print-config"]
+    result = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert (result.returncode, result.stderr) == (141, b"")  # as by SIGPIPE
+
+
 def test_help_print_config_and_refused_settings_do_not_import_tensorflow() -> None:
     script = """
 import sys

@@ -2,9 +2,11 @@
 
 import argparse
 import io
+import os
 import re
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -68,6 +70,7 @@ def _run(command: Callable[[list[str]], None], argv: list[str] | None) -> int:
         arguments = sys.argv[1:] if argv is None else argv
         _check_readable(arguments)
         command(arguments)
+        print(end="", flush=True)  # here, where it may fail, and not as Python ends
         return 0
     except (Refused, NonFiniteLoss, Interrupted) as error:
         _print_line(f"{error}" if isinstance(error, Interrupted) else f"error: {error}")
@@ -75,6 +78,9 @@ def _run(command: Callable[[list[str]], None], argv: list[str] | None) -> int:
     except KeyboardInterrupt:
         _print_line("interrupted")
         return 130
+    except BrokenPipeError:  # who reads the output has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 128 + signal.SIGPIPE
     except OSError as error:
         _print_line(f"error: input/output failed: {error}; what was written before is whole")
         return 4
