@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tf_mlm import __version__
 from tf_mlm.config import TrainingConfig
 from tf_mlm.errors import Refused
 
@@ -174,4 +175,6 @@ def versions() -> dict[str, str]:
     from importlib.metadata import version
 
     packages = ("tensorflow", "tf_keras", "transformers", "datasets", "tokenizers", "safetensors", "numpy")
-    return {"python": platform.python_version()} | {package: version(package) for package in packages}
+    return {"tf_mlm": __version__, "python": platform.python_version()} | {
+        package: version(package) for package in packages
+    }

@@ -11,11 +11,12 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from tf_mlm import hub
 from tf_mlm.config import Config, setting_fields
+from tf_mlm.training.plotting import best_epoch
 
 _ARCHITECTURES = {"distilbert": "DistilBert", "bert": "Bert", "roberta": "Roberta", "albert": "Albert"}
 # Named one by one: what else a run notes of its environment may hold a path of the machine.
 _ENVIRONMENT = (
-    "python", "tensorflow", "tf_keras", "transformers", "datasets", "tokenizers", "safetensors",
+    "tf_mlm", "python", "tensorflow", "tf_keras", "transformers", "datasets", "tokenizers", "safetensors",
     "platform", "processor", "precision", "precision_reason", "xla",
 )  # fmt: skip
 
@@ -67,8 +68,7 @@ class RunReport:
     @property
     def best(self) -> dict[str, Any]:
         """The epoch event of the lowest validation loss, the first of equals; empty before there is one."""
-        epochs = [event for event in self.of("epoch") if _is_finite(event["val_loss"])]
-        return min(epochs, key=lambda event: event["val_loss"], default={})
+        return best_epoch(self.events) or {}
 
 
 def build_model_card(report: RunReport, for_hub: bool = False) -> str:
@@ -309,10 +309,8 @@ def _settings(report: RunReport) -> str:
     text = "## Settings\n\n" + _table(["Setting", "Value", "Meaning"], rows)
     if not start:
         return text
-    steps, warmup = start["num_train_steps"], config.optimizer.num_warmup_steps
-    if warmup < 0:
-        warmup = int(config.optimizer.warmup_ratio * steps)
-    derived = [["An epoch", f"{start['steps_per_epoch']:,}"], ["Warmup", f"{warmup:,}"], ["All", f"{steps:,}"]]
+    lengths = {"An epoch": "steps_per_epoch", "Warmup": "num_warmup_steps", "All": "num_train_steps"}
+    derived = [[name, f"{start[key]:,}"] for name, key in lengths.items()]
     return f"{text}\n\n{_table(['Derived', 'Steps'], derived)}"
 
 

@@ -39,6 +39,7 @@ from tf_mlm.training.checkpoint import (
 )
 from tf_mlm.training.model_card import Example, RunReport, build_model_card
 from tf_mlm.training.plan import RunLength, describe_plan, describe_trial, disk_bytes, measure_ceiling, run_trial
+from tf_mlm.training.plotting import best_epoch
 from tf_mlm.training.run_directory import RunDirectory, write_whole, written_aside
 from tf_mlm.training.tensorboard import TensorBoardFiles
 
@@ -216,6 +217,7 @@ def fit(
     """
     events = run.read_events()
     epochs_done = [event for event in events if event["event"] == "epoch"]
+    best = best_epoch(events)
     patience = config.training.early_stopping_patience
     lines = callbacks.ProgressLines(length.num_train_steps, length.epochs, progress.step)
     board = TensorBoardFiles(run.tensorboard_path, events)
@@ -241,7 +243,7 @@ def fit(
     around = [
         callbacks.ResumedEpoch(progress, length.steps_per_epoch, model),
         log,
-        callbacks.BestModel(run.model_path, tokenizer, min((e["val_loss"] for e in epochs_done), default=None)),
+        callbacks.BestModel(run.model_path, tokenizer, best["val_loss"] if best else None),
         curves,
         lines,
         callbacks.EarlyStopping(run, patience),
@@ -343,14 +345,14 @@ def export(config: Config, run: RunDirectory, progress: Progress) -> None:
     if why_no_strings:
         print(f"export     {why_no_strings}")
     events = run.read_events()
-    epochs = [event for event in events if event["event"] == "epoch"]
-    if not epochs:  # TensorFlow makes a folder that has vanished anew, and writes on
+    best = best_epoch(events)
+    if best is None:  # TensorFlow makes a folder that has vanished anew, and writes on
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(run.metrics_path))
-    best = min(epochs, key=lambda event: event["val_loss"])
+    last = max((event for event in events if event["event"] == "epoch"), key=lambda event: event["epoch"])
     end = {
         "event": "end",
-        "epoch": epochs[-1]["epoch"],
-        "step": epochs[-1]["step"],
+        "epoch": last["epoch"],
+        "step": last["step"],
         "best_epoch": best["epoch"],
         "best_val_loss": best["val_loss"],
         "seconds": round(progress.seconds, 3),
@@ -366,7 +368,7 @@ def export(config: Config, run: RunDirectory, progress: Progress) -> None:
     shutil.rmtree(run.checkpoints_path, ignore_errors=True)
     sentence = next(iter(config.training.example_sentences), "This is a great [MASK].")
     print(
-        f"finished   {run.path}: best epoch {best['epoch']} of {epochs[-1]['epoch']}, val_loss "
+        f"finished   {run.path}: best epoch {best['epoch']} of {last['epoch']}, val_loss "
         f"{best['val_loss']:.4f}, perplexity {perplexity(best['val_loss']):.2f}\n"
         f"           loss.png, README.md (model card), model/, saved_model/; curve in {run.choose_curve()}\n"
         f'try        python -m tf_mlm fill-mask {run.path} "{sentence}"'
