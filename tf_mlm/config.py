@@ -65,7 +65,7 @@ class DataConfig:
     line_by_line: bool = _setting(False, "one document a sequence, padded, instead of documents joined and cut")
     overflow: Literal["split", "truncate"] = _setting("split", "line by line: what becomes of a document too long")
     num_proc: int = _setting(1, "processes that prepare a dataset of the Hub", ge=1)
-    streaming: bool = _setting(False, "read no more of a Hub dataset than the caps on sequences need")
+    streaming: bool = _setting(False, "read only the beginning of a Hub dataset, as much as the caps on sequences need")
 
 
 @dataclass(frozen=True, config=_FORBID)
