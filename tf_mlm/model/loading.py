@@ -1,6 +1,7 @@
 """Tokenizer and model: from the Hub, from a folder, or new. And back to a folder that every library reads."""
 
 import json
+import os
 import re
 import string
 from collections import Counter
@@ -253,7 +254,7 @@ def _check_tokenizer_stays_inside(config: ModelConfig) -> None:
     for setting, value in settings.items() if isinstance(settings, dict) else ():
         # One is remembered by old checkpoints, and never opened.
         if setting.endswith("_file") and setting != "special_tokens_map_file" and isinstance(value, str):
-            if Path(value).exists() and Path(value).resolve().parent != path.parent.resolve():
+            if os.path.exists(value) and Path(value).resolve().parent != path.parent.resolve():
                 raise Refused(
                     f"model.name = {config.name!r}: tokenizer_config.json names {value!r}, which lies outside its "
                     f"folder; remove {setting} from it"
