@@ -23,6 +23,7 @@ ORDER = [
     "tf_mlm.model.ceiling",
     "tf_mlm.model.dropout",
     "tf_mlm.model.masked_lm_head",
+    "tf_mlm.model.pretrained_files",
     "tf_mlm.model.loading",
     "tf_mlm.model.optimizer",
     "tf_mlm.serving",
