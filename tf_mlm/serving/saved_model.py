@@ -58,7 +58,7 @@ def export_saved_model(model: Any, tokenizer: Any, folder: Path) -> str:
     obstacle = why_not_in_graph(tokenizer)
     if not obstacle:
         module.tokenizer = GraphTokenizer(tokenizer)
-        fill_mask = _build_fill_mask(model, encoder, tokenizer, module.tokenizer)
+        fill_mask = _build_fill_mask(model, tokenizer, module.tokenizer)
         signatures |= {"serving_default": fill_mask, "fill_mask": fill_mask}
     with writing_failed(tf.errors.OpError):
         tf.saved_model.save(module, str(folder), signatures=signatures)
@@ -68,7 +68,7 @@ def export_saved_model(model: Any, tokenizer: Any, folder: Path) -> str:
     )
 
 
-def _build_fill_mask(model: Any, encoder: Any, tokenizer: Any, graph_tokenizer: GraphTokenizer) -> Any:
+def _build_fill_mask(model: Any, tokenizer: Any, graph_tokenizer: GraphTokenizer) -> Any:
     """The signature that fills masks: text, string [batch], and k, int32 [], at least 1, candidates for each mask.
 
     Its outputs; the first three are [batch, largest num_masks, k or the vocabulary if that is less], best first:
@@ -107,8 +107,11 @@ def _build_fill_mask(model: Any, encoder: Any, tokenizer: Any, graph_tokenizer: 
             end = tf.minimum(first + tf.maximum(_TOKENS_AT_ONCE // lengths[first], 1), rows.nrows())
             input_ids = rows[first:end].to_tensor(tokenizer.pad_token_id)
             attention_mask = tf.sequence_mask(lengths[first:end], dtype=tf.int32)
-            hidden_states = encoder(input_ids=input_ids, attention_mask=attention_mask, training=False)[0]
-            return end, tf.concat([at_masks, tf.boolean_mask(hidden_states, input_ids == mask_id)], axis=0)
+            places = tf.where(input_ids == mask_id)
+            positions = tf.RaggedTensor.from_value_rowids(places[:, 1], places[:, 0], end - first, validate=False)
+            hidden_states = model.encode_positions(input_ids, attention_mask, positions.to_tensor(), training=False)
+            is_mask = tf.sequence_mask(positions.row_lengths())
+            return end, tf.concat([at_masks, tf.boolean_mask(hidden_states, is_mask)], axis=0)
 
         # Texts of about one length at a time: less padding, and no text waits in memory for all the others.
         _, at_masks = tf.while_loop(
@@ -120,7 +123,7 @@ def _build_fill_mask(model: Any, encoder: Any, tokenizer: Any, graph_tokenizer: 
         masks_by_length = tf.gather(tf.gather_nd(num_masks, answered), by_length)
         at_masks = tf.RaggedTensor.from_row_lengths(at_masks, masks_by_length, validate=False)
         at_masks = tf.gather(at_masks, tf.math.invert_permutation(by_length)).values
-        # The masks alone go on to the vocabulary. Some heads want three dimensions.
+        # The masks alone are queries of the last layer, and go on to the vocabulary. Some heads want three dimensions.
         logits = model.predict_tokens(at_masks[tf.newaxis], training=False)[0]
         best = tf.math.top_k(logits, k)
         tokens = tf.gather(vocabulary, best.indices)
