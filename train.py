@@ -1,8 +1,6 @@
 """Train a masked language model: `python train.py --help`."""
 
-import sys
-
-from tf_mlm.cli import train_main
+from tf_mlm.cli import leave, train_main
 
 if __name__ == "__main__":
-    sys.exit(train_main())
+    leave(train_main())

@@ -66,6 +66,20 @@ def reviews() -> Path:
 # What answers without TensorFlow
 
 
+@pytest.mark.parametrize(("code", "waits"), [(0, True), (2, True), (130, False), (143, False)])
+def test_a_process_that_a_signal_asked_to_stop_does_not_wait_for_the_end_of_python(code: int, waits: bool) -> None:
+    script = f"""
+import atexit
+from tf_mlm.cli import leave
+atexit.register(print, "the end of Python")
+print("said before")
+leave({code})
+"""
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == code
+    assert result.stdout.splitlines() == ["said before", *(["the end of Python"] if waits else [])]
+
+
 def test_output_that_nobody_reads_any_more_ends_the_command_without_a_word() -> None:
     reading, writing = os.pipe()
     os.close(reading)

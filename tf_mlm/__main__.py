@@ -1,6 +1,4 @@
-import sys
-
-from tf_mlm.cli import main
+from tf_mlm.cli import leave, main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -1,6 +1,7 @@
 """From the command line to a call, and from what ends it early to one line and an exit code."""
 
 import argparse
+import contextlib
 import io
 import os
 import re
@@ -64,6 +65,19 @@ def main(argv: list[str] | None = None) -> int:
     return _run(_use, argv)
 
 
+def leave(code: int) -> NoReturn:
+    """End the process; at once where a signal asked for it, since machines that are taken away give little time.
+
+    TensorFlow at times takes 15 seconds to give up an iterator over data; nothing is done in them.
+    """
+    if code > 128:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                print(end="", file=stream, flush=True)
+        os._exit(code)
+    sys.exit(code)
+
+
 def _run(command: Callable[[list[str]], None], argv: list[str] | None) -> int:
     _reconfigure(errors="backslashreplace")  # what a locale that is not UTF-8 has no letters for
     try:
@@ -73,7 +87,11 @@ def _run(command: Callable[[list[str]], None], argv: list[str] | None) -> int:
         print(end="", flush=True)  # here, where it may fail, and not as Python ends
         return 0
     except (Refused, NonFiniteLoss, Interrupted) as error:
-        _print_line(f"{error}" if isinstance(error, Interrupted) else f"error: {error}")
+        if not isinstance(error, Interrupted):
+            _print_line(f"error: {error}")
+        else:
+            _print_line(f"{error}")
+            sys.last_value = error  # kept until `leave`, with all that the run holds, whose end may take as long
         return error.exit_code
     except KeyboardInterrupt:
         _print_line("interrupted")
