@@ -128,7 +128,7 @@ def test_where_there_is_only_tensorflow_the_answers_are_those_of_the_model(
 
 
 @pytest.mark.slow
-def test_on_trained_weights_it_fills_masks_as_the_model_does(shared: Path, tmp_path: Path) -> None:
+def test_on_trained_weights_it_fills_masks_as_the_model_does(shared: Path, tmp_path: Path, tensorflow: None) -> None:
     """A pretrained encoder whose head starts as the identity: 30,522 tokens, probabilities far apart."""
     import transformers
 
