@@ -36,7 +36,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def tensorflow() -> None:
-    """TensorFlow imported as training imports it; whoever imports it first decides on XLA, and so on the last digits."""
+    """TensorFlow imported as training does it: the first to import it decides on XLA, and so on the last digits."""
     from tf_mlm import runtime
     from tf_mlm.config import TrainingConfig
 
