@@ -86,18 +86,17 @@ def _run(command: Callable[[list[str]], None], argv: list[str] | None) -> int:
         command(arguments)
         print(end="", flush=True)  # here, where it may fail, and not as Python ends
         return 0
-    except (Refused, NonFiniteLoss, Interrupted) as error:
-        if not isinstance(error, Interrupted):
-            _print_line(f"error: {error}")
-        else:
-            _print_line(f"{error}")
-            sys.last_value = error  # kept until `leave`, with all that the run holds, whose end may take as long
+    except Interrupted as error:
+        _print_line(f"{error}")
+        sys.last_value = error  # kept until `leave`, with all that the run holds, whose end may take as long
+        return error.exit_code
+    except (Refused, NonFiniteLoss) as error:
+        _print_line(f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt:
         _print_line("interrupted")
         return 130
     except BrokenPipeError:  # who reads the output has seen enough, as `head` has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 128 + signal.SIGPIPE
     except OSError as error:
         _print_line(f"error: input/output failed: {error}; what was written before is whole")

@@ -348,7 +348,7 @@ def export(config: Config, run: RunDirectory, progress: Progress) -> None:
     best = best_epoch(events)
     if best is None:  # TensorFlow makes a folder that has vanished anew, and writes on
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(run.metrics_path))
-    last = max((event for event in events if event["event"] == "epoch"), key=lambda event: event["epoch"])
+    last = [event for event in events if event["event"] == "epoch"][-1]
     end = {
         "event": "end",
         "epoch": last["epoch"],
