@@ -1,6 +1,6 @@
 """Train a masked language model: `python train.py --help`."""
 
-from tf_mlm.cli import leave, train_main
+from tf_mlm.commands.main import leave, train_main
 
 if __name__ == "__main__":
     leave(train_main())

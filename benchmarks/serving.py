@@ -36,9 +36,9 @@ def main() -> None:
     import transformers
 
     from tf_mlm.data.sample_corpus import generate_documents
+    from tf_mlm.export.saved_model import export_saved_model
     from tf_mlm.model.loading import build_tokenizer, load_trained, save_model
-    from tf_mlm.model.masked_lm_head import MODEL_CLASSES
-    from tf_mlm.serving.saved_model import export_saved_model
+    from tf_mlm.model.masked_lm import MODEL_CLASSES
 
     documents = generate_documents(2000, seed=0)
     if arguments.model:

@@ -7,7 +7,7 @@ Every system trains DistilBERT from random weights on the same sequences of real
 own masking and input pipeline included. Each measurement is a process of its own (they need different versions of
 Keras); each round runs all of them, so that a machine that slows down slows all. Printed: median tokens/s over the
 timed steps of all rounds, the peak memory, and ratios. The ceiling is the time of the step's matrix products alone
-(tf_mlm.model.ceiling).
+(tf_mlm.model.matmul_peak).
 """
 
 import argparse

@@ -429,8 +429,8 @@ def test_any_text_on_the_command_line_is_taken_or_refused_in_one_line(name, text
 def test_settings_and_command_line_import_neither_tensorflow_nor_hugging_face():
     heavy = ("tensorflow", "tf_keras", "keras", "transformers", "datasets", "huggingface_hub", "tokenizers", "pyarrow")
     code = (
-        "import sys, tf_mlm.config, tf_mlm.cli\n"
-        f"print(sorted({set(heavy)!r} & sys.modules.keys()), 'tf_mlm.cli' in sys.modules)"
+        "import sys, tf_mlm.config, tf_mlm.commands.main\n"
+        f"print(sorted({set(heavy)!r} & sys.modules.keys()), 'tf_mlm.commands.main' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert (done.stdout, done.stderr) == ("[] True\n", "")

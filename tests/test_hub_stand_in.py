@@ -128,7 +128,7 @@ def test_weights_in_several_files_are_found_on_the_hub_and_none_that_are_elsewhe
 
 EACH_IN_TURN = """
 import json, sys
-from tf_mlm.cli import train_main
+from tf_mlm.commands.main import train_main
 for arguments in json.loads(sys.argv[1]):
     print(train_main(arguments), file=sys.stderr)
 """

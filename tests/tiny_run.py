@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tf_mlm.cli import train_main
+from tf_mlm.commands.main import train_main
 
 # 155 sequences at batch 16: the tenth and last batch of an epoch holds 11 rows and 5 fillers; 60 leave 4 of validation.
 # Every fourth step is logged, so that neither an epoch's end nor an interrupted step is one of those.
@@ -38,7 +38,7 @@ seed = 7
 example_sentences = ["This is a [MASK] film.", "The [MASK] was [MASK]."]
 """
 STEPS_PER_EPOCH = 10
-TIMES = ("tokens_per_second", "seconds", "ceiling_tokens_per_second", "mfu")
+TIMES = ("tokens_per_second", "seconds", "matmul_peak_tokens_per_second", "mfu")
 
 
 def train(folder: Path, *flags: str, name: str = "tiny") -> int:

@@ -1,4 +1,4 @@
-from tf_mlm.cli import leave, main
+from tf_mlm.commands.main import leave, main
 
 if __name__ == "__main__":
     leave(main())

@@ -124,7 +124,7 @@ class TrainingConfig:
     )
     xla: Literal["auto", "off"] = _setting("auto", "element-wise clusters on CPU, the whole step on GPU")
     log_every: int = _setting(10, "steps between two progress lines and two step events", ge=1)
-    measure_ceiling: bool = _setting(
+    measure_matmul_peak: bool = _setting(
         False, "time the matrix products of a step first, and report the share of that ceiling reached (MFU)"
     )
     max_bad_steps: int = _setting(

@@ -40,7 +40,7 @@ class Interrupted(Exception):
 
 
 @contextlib.contextmanager
-def writing_failed(*kinds: type[Exception]) -> Iterator[None]:
+def as_os_error(*kinds: type[Exception]) -> Iterator[None]:
     """Raise OSError in place of `kinds`, the errors of a library that writes its files without Python's help."""
     try:
         yield

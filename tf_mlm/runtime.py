@@ -54,7 +54,7 @@ def prepare(training: TrainingConfig, verbose: bool = False) -> None:
     flags = os.environ.get("TF_XLA_FLAGS", "")
     if training.xla != "off" and not has_nvidia_gpu() and _ELEMENT_WISE_CLUSTERS not in flags:
         os.environ["TF_XLA_FLAGS"] = f"{flags} {_ELEMENT_WISE_CLUSTERS}".strip()
-    with contextlib.nullcontext() if verbose else held_stderr():
+    with contextlib.nullcontext() if verbose else captured_stderr():
         import tensorflow as tf
         import tf_keras  # noqa: F401
         import transformers
@@ -85,7 +85,7 @@ def require_writable_cache() -> None:
 
 
 @contextlib.contextmanager
-def held_stderr() -> Iterator[None]:
+def captured_stderr() -> Iterator[None]:
     """Keep what C++ and Python write to descriptor 2 in a file, and pass it on only if the block raises."""
     sys.stderr.flush()
     kept = os.dup(2)

@@ -81,7 +81,7 @@ class Life:
         self.run = folder / "RUN"
         self._steps_per_epoch = steps_per_epoch
         self._config_before = self._config_inode()
-        self._asides_before = set(self.run.glob("checkpoints/.step-*"))
+        self._temporary_before = set(self.run.glob("checkpoints/.step-*"))
         self._log_path = folder / "log.txt"
         environment = {"PYTHONPATH": str(ROOT), "HF_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1"} | environment
         command = [sys.executable, ROOT / "train.py", *flags, "--output-dir", "RUN", "--resume"]
@@ -109,7 +109,7 @@ class Life:
 
     def phase(self) -> str:
         """What the process is, or was when it died, doing."""
-        if set(self.run.glob("checkpoints/.step-*")) - self._asides_before:
+        if set(self.run.glob("checkpoints/.step-*")) - self._temporary_before:
             return "checkpoint"
         if self._config_inode() == self._config_before:
             return "start"

@@ -76,7 +76,7 @@ def test_every_damage_to_a_real_checkpoint_is_found(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Without the training that follows."""
-    from tf_mlm.training.checkpoint import load_checkpoint
+    from tf_mlm.run.checkpoint import load_checkpoint
 
     newest = folder / "RUN" / "checkpoints" / NEWEST
     fingerprint = json.loads(json.loads((newest / "state.json").read_text())["state"])["fingerprint"]

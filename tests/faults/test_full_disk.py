@@ -47,13 +47,13 @@ def model_of_epoch_2() -> tuple[Any, str, int]:
 
 
 def event_of_step_16() -> tuple[Any, str, int]:
-    from tf_mlm.training.run_directory import RunDirectory
+    from tf_mlm.run.directory import RunDirectory
 
     return RunDirectory, "append_event", 6  # the start, two steps, an epoch, and of the second the second
 
 
 def curves_for_tensorboard() -> tuple[Any, str, int]:
-    from tf_mlm.training.tensorboard import TensorBoardFiles
+    from tf_mlm.run.tensorboard import TensorBoardFiles
 
     return TensorBoardFiles, "write", 6
 

@@ -15,7 +15,7 @@ from tests.faults.conftest import Disk
 from tests.faults.kills import Life
 from tests.tiny_run import TINY, inside, train
 from tests.training.test_train import assert_same_run
-from tf_mlm.cli import main
+from tf_mlm.commands.main import main
 from tf_mlm.config import load_config
 
 Capture = pytest.CaptureFixture[str]

@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import ROOT
 from tf_mlm.config import Config, ModelConfig
 from tf_mlm.errors import Refused
-from tf_mlm.training.run_directory import RunDirectory
+from tf_mlm.run.directory import RunDirectory
 
 FORBIDDEN_MODULES = {"pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib", "subprocess", "runpy"}
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}

@@ -12,7 +12,7 @@ import tensorflow as tf  # noqa: E402
 import tf_keras as keras  # noqa: E402
 import transformers  # noqa: E402
 
-from tf_mlm.model.masked_lm_head import MODEL_CLASSES  # noqa: E402
+from tf_mlm.model.masked_lm import MODEL_CLASSES  # noqa: E402
 
 VOCAB_SIZE = 50
 LENGTH = 12

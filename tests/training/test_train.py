@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.tiny_run import STEPS_PER_EPOCH, TINY, inside, read_metrics, timeless, train
-from tf_mlm.cli import main, train_main
+from tf_mlm.commands.main import main, train_main
 from tf_mlm.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,7 +67,7 @@ def test_a_finished_run_holds_the_files_of_the_contract_and_no_checkpoints(finis
         "README.md", "config.toml", "environment.json", "history.csv", "loss.png", "loss.svg", "metrics.jsonl",
         "model", "saved_model", "tensorboard",
     ]  # fmt: skip
-    # Nothing written aside is left, in the run or beside it.
+    # No temporary file is left, in the run or beside it.
     assert [path.name for path in finished_run.rglob(".*")] in ([], [".lock"])
     assert (finished_run / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (finished_run / "loss.svg").read_text()
@@ -333,7 +333,7 @@ def killed(self, *arguments):
     if self._log.step == 17:
         os.kill(os.getpid(), signal.SIGKILL)
 Checkpoints.on_train_batch_end = killed
-from tf_mlm.cli import train_main
+from tf_mlm.commands.main import train_main
 sys.exit(train_main(sys.argv[1:]))
 """
 
@@ -372,13 +372,13 @@ def test_num_train_steps_ends_training_in_the_middle_of_an_epoch(tmp_path: Path)
 
 
 def test_the_share_of_the_ceiling_is_told_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ("--training.num_train_steps", "14", "--training.measure_ceiling", "true", "--output-dir", "RUN")
+    flags = ("--training.num_train_steps", "14", "--training.measure_matmul_peak", "true", "--output-dir", "RUN")
     with pytest.MonkeyPatch.context() as patch:
         send_signal(patch, "on_train_batch_end", at_step=6)
         assert train(tmp_path, *flags) == 143
     assert train(tmp_path, *flags, "--resume") == 0  # by the ceiling that was measured at the start
     start, *events, _ = read_metrics(tmp_path / "RUN")
-    ceiling = start["ceiling_tokens_per_second"]
+    ceiling = start["matmul_peak_tokens_per_second"]
     assert ceiling > 0
     for event in events:
         assert event["mfu"] == pytest.approx(event["tokens_per_second"] / ceiling, abs=1e-4)
@@ -412,7 +412,7 @@ def spoil_batches(patch: pytest.MonkeyPatch, *batches: int) -> None:
     import tensorflow as tf
 
     from tf_mlm.data import prepared
-    from tf_mlm.model.masked_lm_head import DistilBertForMaskedLM
+    from tf_mlm.model.masked_lm import DistilBertForMaskedLM
 
     build, outputs = prepared.build_train_dataset, DistilBertForMaskedLM.masked_lm_outputs
 
@@ -447,7 +447,7 @@ def test_steps_that_are_not_finite_are_left_out_and_counted_also_where_the_run_i
     assert [step for step, event in steps.items() if event["loss"] is None] == [4, 13, 14, 30]
     assert [steps[step]["skipped_steps"] for step in (3, 4, 12, 13, 14, 30)] == [0, 1, 1, 2, 3, 4]
     assert [e["skipped_steps"] for e in events if e["event"] in ("epoch", "end")] == [1, 3, 4, 4]
-    assert "went_back" not in events[-1]
+    assert "rolled_back" not in events[-1]
     assert (
         "| Steps skipped, because the loss or its gradient was not finite | 4 |"
         in (tmp_path / "whole" / "RUN" / "README.md").read_text()
@@ -473,7 +473,7 @@ def test_after_too_many_bad_steps_in_a_row_the_run_goes_back_once_and_on_with_th
     assert "back       to step 5: the loss or its gradient at step 8 (epoch 1) is not finite, 2 steps in a row" in said
     events = read_metrics(run)
     assert [event["step"] for event in events if event["event"] == "step"] == [4, 8, 12, 16, 20]
-    assert events[-1]["skipped_steps"] == 3 and events[-1]["went_back"] == [8, 5]
+    assert events[-1]["skipped_steps"] == 3 and events[-1]["rolled_back"] == [8, 5]
     assert "| from step 8 to step 5 |" in (run / "README.md").read_text()
     # The sequences named are those of the seventh and the eighth batch.
     rows = said.partition("on the training sequences ")[2].partition(" (the first begins ")[0].split(", ")
@@ -595,10 +595,10 @@ def test_a_full_disk_while_a_checkpoint_is_written_ends_the_run_with_4(
 def test_a_disk_without_room_for_the_run_is_refused_before_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tf_mlm.training import run_directory
+    from tf_mlm.run import directory
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_directory, "free_bytes", lambda path: 2**20)
+        patch.setattr(directory, "free_bytes", lambda path: 2**20)
         assert train(tmp_path, "--output-dir", "RUN") == 2
     said = capsys.readouterr()
     assert said.err.splitlines()[-1].startswith("error: --output-dir RUN: 1.0 MiB are free where the run needs ")
@@ -610,8 +610,8 @@ def test_a_plots_folder_that_cannot_be_written_costs_no_run(
     tensorflow: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from tf_mlm.config import Config
+    from tf_mlm.run.directory import RunDirectory
     from tf_mlm.training.callbacks import Curves
-    from tf_mlm.training.run_directory import RunDirectory
 
     (tmp_path / "plots").write_text("a file")
     with inside(tmp_path):
@@ -643,7 +643,7 @@ def second(self):
         print("still there", flush=True)
     save(self)
 MetricsLog.on_train_batch_end, Checkpoints.save = first, second
-from tf_mlm.cli import train_main
+from tf_mlm.commands.main import train_main
 sys.exit(train_main(sys.argv[1:]))
 """
 

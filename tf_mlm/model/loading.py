@@ -16,8 +16,8 @@ from transformers.modeling_tf_pytorch_utils import TransposeType, convert_tf_wei
 
 from tf_mlm import hub
 from tf_mlm.config import ModelConfig
-from tf_mlm.errors import Refused, writing_failed
-from tf_mlm.model.masked_lm_head import MODEL_CLASSES
+from tf_mlm.errors import Refused, as_os_error
+from tf_mlm.model.masked_lm import MODEL_CLASSES
 from tf_mlm.model.pretrained_files import check_tokenizer_files, find_weights
 
 _NEW_MODEL_POSITIONS = 512
@@ -232,7 +232,7 @@ def save_config_and_tokenizer(model: Any, tokenizer: Any, folder: Path) -> None:
     model_config = type(model.config).from_dict(model.config.to_dict())
     model_config.architectures = [f"{type(model).__name__}"]
     model_config.save_pretrained(folder)
-    with writing_failed(Exception):  # of no other kind are the errors of the tokenizers' own writer
+    with as_os_error(Exception):  # of no other kind are the errors of the tokenizers' own writer
         tokenizer.save_pretrained(folder)
 
 

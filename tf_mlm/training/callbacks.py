@@ -14,12 +14,13 @@ import tensorflow as tf
 import tf_keras as keras
 import tqdm
 
-from tf_mlm.errors import Interrupted, NonFiniteLoss, writing_failed
+from tf_mlm.atomic_files import atomic_directory, write_atomically
+from tf_mlm.errors import Interrupted, NonFiniteLoss, as_os_error
 from tf_mlm.model.loading import save_model
 from tf_mlm.model.metrics import perplexity, scalar_results
-from tf_mlm.training.checkpoint import Progress, model_variables, restore_variables, save_checkpoint
-from tf_mlm.training.plotting import plot_loss
-from tf_mlm.training.run_directory import RunDirectory, write_whole, written_aside
+from tf_mlm.run.checkpoint import Progress, model_variables, restore_variables, save_checkpoint
+from tf_mlm.run.directory import RunDirectory
+from tf_mlm.run.plotting import plot_loss
 
 Event = dict[str, Any]
 
@@ -161,8 +162,8 @@ class BestModel(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
         if logs["val_loss"] < self._best:
             self._best = float(logs["val_loss"])
-            with writing_failed(safetensors.SafetensorError), written_aside(self._folder) as aside:
-                save_model(self.model, self._tokenizer, aside)
+            with as_os_error(safetensors.SafetensorError), atomic_directory(self._folder) as temporary:
+                save_model(self.model, self._tokenizer, temporary)
 
 
 class EarlyStopping(keras.callbacks.Callback):
@@ -227,11 +228,11 @@ class Curves(keras.callbacks.Callback):
         self._run.write_history()
         pictures = plot_loss(self._run.read_events(), self._run.name)
         for kind, content in pictures.items():
-            write_whole(self._run.path / f"loss.{kind}", content)
+            write_atomically(self._run.path / f"loss.{kind}", content)
         curve = self._run.choose_curve()
         try:
             curve.parent.mkdir(exist_ok=True)
-            write_whole(curve, pictures["png"])
+            write_atomically(curve, pictures["png"])
         except OSError as error:  # a second copy costs no run
             if not self._told:
                 tqdm.tqdm.write(
@@ -387,7 +388,7 @@ class Checkpoints(keras.callbacks.Callback):
 
     def save(self) -> None:
         try:
-            with writing_failed(safetensors.SafetensorError):
+            with as_os_error(safetensors.SafetensorError):
                 save_checkpoint(
                     self._run.checkpoints_path,
                     self.progress(),

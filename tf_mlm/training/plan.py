@@ -15,9 +15,9 @@ from tf_mlm.config import Config
 from tf_mlm.data.masking import num_slots
 from tf_mlm.data.pipeline import steps_per_epoch
 from tf_mlm.data.prepared import PreparedData
-from tf_mlm.model import ceiling
+from tf_mlm.model import matmul_peak
 from tf_mlm.model.optimizer import build_schedule, num_warmup_steps
-from tf_mlm.training.run_directory import describe_bytes, free_bytes
+from tf_mlm.run.directory import describe_bytes, free_bytes
 
 _TRIAL_STEPS = 5
 _SMALL_FILES_BYTES = 2 * 2**20  # curves, card, tokenizer, events, the SavedModel's graph
@@ -99,11 +99,13 @@ def _memory_bytes(config: Config, model: Any, precision: str) -> float:
     return (20 if precision == "float32" else 22) * model.count_params() + n_layers * per_layer + logits + runtime
 
 
-def measure_ceiling(config: Config, model: Any, precision: str) -> float:
+def measure_matmul_peak(config: Config, model: Any, precision: str) -> float:
     """Tokens a second that the matrix products of the training step alone would allow here, measured now."""
     sequences, length = config.training.batch_size, config.data.sequence_length
-    products = ceiling.step_products(model.config, sequences, length, num_slots(length, config.masking.mlm_probability))
-    return round(sequences * length / ceiling.measure_ceiling(products, precision), 1)
+    products = matmul_peak.step_products(
+        model.config, sequences, length, num_slots(length, config.masking.mlm_probability)
+    )
+    return round(sequences * length / matmul_peak.measure_matmul_peak(products, precision), 1)
 
 
 @dataclass(frozen=True)

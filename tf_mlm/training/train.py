@@ -17,19 +17,19 @@ import tf_keras as keras
 import xxhash
 
 from tf_mlm import runtime
+from tf_mlm.atomic_files import atomic_directory, write_atomically
 from tf_mlm.config import Config, load_config
 from tf_mlm.data.corpus import load_corpus
 from tf_mlm.data.masking import num_slots
 from tf_mlm.data.pipeline import rows_of_batch
 from tf_mlm.data.prepared import PreparedData, describe_data, prepare_data
-from tf_mlm.errors import Interrupted, NonFiniteLoss, Refused, writing_failed
+from tf_mlm.errors import Interrupted, NonFiniteLoss, Refused, as_os_error
+from tf_mlm.export.saved_model import export_saved_model
+from tf_mlm.inference.fill_mask import fill_masks
 from tf_mlm.model.loading import load_model, load_model_config, load_tokenizer, load_trained
 from tf_mlm.model.metrics import perplexity
 from tf_mlm.model.optimizer import build_optimizer, build_schedule
-from tf_mlm.serving.fill_mask import fill_masks
-from tf_mlm.serving.saved_model import export_saved_model
-from tf_mlm.training import callbacks
-from tf_mlm.training.checkpoint import (
+from tf_mlm.run.checkpoint import (
     Progress,
     load_checkpoint,
     model_variables,
@@ -37,11 +37,12 @@ from tf_mlm.training.checkpoint import (
     restore_variables,
     save_checkpoint,
 )
-from tf_mlm.training.model_card import Example, RunReport, build_model_card
-from tf_mlm.training.plan import RunLength, describe_plan, describe_trial, disk_bytes, measure_ceiling, run_trial
-from tf_mlm.training.plotting import best_epoch
-from tf_mlm.training.run_directory import RunDirectory, write_whole, written_aside
-from tf_mlm.training.tensorboard import TensorBoardFiles
+from tf_mlm.run.directory import RunDirectory
+from tf_mlm.run.model_card import Example, RunReport, build_model_card
+from tf_mlm.run.plotting import best_epoch
+from tf_mlm.run.tensorboard import TensorBoardFiles
+from tf_mlm.training import callbacks
+from tf_mlm.training.plan import RunLength, describe_plan, describe_trial, disk_bytes, measure_matmul_peak, run_trial
 
 _NUM_FILLS = 5
 _SEQUENCES_SHOWN = 100  # in an error; all are in metrics.jsonl
@@ -67,15 +68,15 @@ def train(config: Config, run: RunDirectory) -> None:
     if progress.metrics_bytes == 0:
         print("validating the model before training", flush=True)
         start = start_event(config, model, tokenizer, data, length, validation_dataset)
-        if config.training.measure_ceiling:
-            start["ceiling_tokens_per_second"] = measure_ceiling(config, model, environment["precision"])
+        if config.training.measure_matmul_peak:
+            start["matmul_peak_tokens_per_second"] = measure_matmul_peak(config, model, environment["precision"])
         run.append_event(start)
     while True:
         try:
             progress = fit(config, run, model, tokenizer, data, length, validation_dataset, progress)
             break
         except NonFiniteLoss as error:
-            progress = go_back(config, run, model, tokenizer, data, error)
+            progress = roll_back(config, run, model, tokenizer, data, error)
     export(config, run, progress)
 
 
@@ -230,7 +231,7 @@ def fit(
         tokens_per_step=config.training.batch_size * config.data.sequence_length,
         log_every=config.training.log_every,
         max_bad_steps=config.training.max_bad_steps,
-        ceiling=events[0].get("ceiling_tokens_per_second"),
+        ceiling=events[0].get("matmul_peak_tokens_per_second"),
     )
     checkpoints = callbacks.Checkpoints(
         run,
@@ -285,7 +286,7 @@ def told_when_stopped(curves: callbacks.Curves, checkpoints: callbacks.Checkpoin
         raise
 
 
-def go_back(
+def roll_back(
     config: Config, run: RunDirectory, model: Any, tokenizer: Any, data: PreparedData, error: NonFiniteLoss
 ) -> Progress:
     """Put the newest checkpoint back, from which the run goes on with the data behind that of the bad steps.
@@ -302,10 +303,10 @@ def go_back(
         for row in rows_of_batch(data.train_rows, config.training.batch_size, config.training.seed, batch)
     ]
     reason = f"{error}{describe_sequences(sequences, data, tokenizer)}"
-    if stopped.went_back:
+    if stopped.rolled_back:
         run.append_event({"event": "non_finite", "step": stopped.step, "sequences": sequences})
         raise NonFiniteLoss(
-            f"{reason}; the run had gone back before, from step {stopped.went_back[0]} to {stopped.went_back[1]}; "
+            f"{reason}; the run had gone back before, from step {stopped.rolled_back[0]} to {stopped.rolled_back[1]}; "
             "lower optimizer.learning_rate, or set training.precision = 'float32', and start a new run"
         )
     checkpoint = load_checkpoint(run.checkpoints_path, stopped.fingerprint, before_bad_steps=True)
@@ -320,7 +321,7 @@ def go_back(
         seconds=stopped.seconds,
         skipped_steps=stopped.skipped_steps,
         bad_steps=0,
-        went_back=(stopped.step, good.step),
+        rolled_back=(stopped.step, good.step),
     )
     save_checkpoint(run.checkpoints_path, progress, model_variables(model), config.checkpoint.keep, run.model_path)
     print(f"back       to step {good.step:,}: {reason}; on with the batches behind, and no second time", flush=True)
@@ -340,8 +341,8 @@ def describe_sequences(sequences: list[int], data: PreparedData, tokenizer: Any)
 def export(config: Config, run: RunDirectory, progress: Progress) -> None:
     """From the best model: SavedModel, fills, model card. The end event comes last, the checkpoints go after it."""
     model, tokenizer = load_trained(str(run.model_path))
-    with writing_failed(tf.errors.OpError), written_aside(run.saved_model_path) as aside:
-        why_no_strings = export_saved_model(model, tokenizer, aside)
+    with as_os_error(tf.errors.OpError), atomic_directory(run.saved_model_path) as temporary:
+        why_no_strings = export_saved_model(model, tokenizer, temporary)
     if why_no_strings:
         print(f"export     {why_no_strings}")
     events = run.read_events()
@@ -357,10 +358,10 @@ def export(config: Config, run: RunDirectory, progress: Progress) -> None:
         "best_val_loss": best["val_loss"],
         "seconds": round(progress.seconds, 3),
         "skipped_steps": progress.skipped_steps,
-        **({"went_back": progress.went_back} if progress.went_back else {}),
+        **({"rolled_back": progress.rolled_back} if progress.rolled_back else {}),
         "fills": fill_examples(config, model, tokenizer),
     }
-    write_whole(
+    write_atomically(
         run.path / "README.md",
         build_model_card(report(config, run, [*events, end], model.config.model_type, not why_no_strings)),
     )
@@ -387,7 +388,7 @@ def export_for_hub(run: RunDirectory, folder: Path) -> None:
     shutil.copy(run.path / "loss.png", folder)
     model_type = json.loads((run.model_path / "config.json").read_text())["model_type"]
     told = report(load_config(run.config_path), run, run.read_events(), model_type, takes_strings=False)
-    write_whole(folder / "README.md", build_model_card(told, for_hub=True))
+    write_atomically(folder / "README.md", build_model_card(told, for_hub=True))
 
 
 def report(

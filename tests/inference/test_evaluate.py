@@ -1,0 +1,114 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.tiny_run import inside
+from tf_mlm.commands.main import main
+from tf_mlm.config import DataConfig, load_config
+
+
+@pytest.fixture(scope="module")
+def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """50 documents of uneven length, one of them twice."""
+    path = tmp_path_factory.mktemp("reviews") / "reviews.txt"
+    lines = [f"The film {'of many scenes ' * (number % 7)}was a {number} minute delight." for number in range(49)]
+    path.write_text("\n".join([*lines, lines[3]]) + "\n")
+    return path
+
+
+def evaluate(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> dict[str, Any]:
+    capsys.readouterr()
+    with inside(Path()):
+        assert main(["evaluate", *map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def compute(model_folder: Path, data: DataConfig, seed: int) -> dict[str, float]:
+    """The same metrics in float64 numpy, from the stock model's logits at every position."""
+    import transformers
+
+    from tf_mlm.config import MaskingConfig
+    from tf_mlm.data.corpus import load_documents
+    from tf_mlm.data.pipeline import build_collator
+    from tf_mlm.data.sequences import load_sequences
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder)
+    model = transformers.TFDistilBertForMaskedLM.from_pretrained(model_folder)
+    documents, fingerprint = load_documents(data)
+    sequences = load_sequences(documents, fingerprint, tokenizer, data, "validation")
+    collator = build_collator(sequences, tokenizer, MaskingConfig(), seed, validation=True)
+    batch = collator([{"epoch": 0, "index": index} for index in range(len(sequences.input_ids))])
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.numpy()
+    labelled = batch["labels"] != -100
+    rows, targets = logits[labelled].astype(np.float64), batch["labels"][labelled]
+    own = rows[np.arange(len(rows)), targets]
+    loss = (np.log(np.exp(rows).sum(-1)) - own).mean()
+    return {
+        "loss": loss,
+        "perplexity": np.exp(loss),
+        "masked_accuracy": (rows.argmax(-1) == targets).mean(),
+        "masked_accuracy_top_5": ((rows > own[:, None]).sum(-1) < 5).mean(),
+        "sequences": len(sequences.input_ids),
+        "masked_tokens": len(targets),
+    }
+
+
+def test_a_bare_model_is_evaluated_on_all_documents_named(
+    finished_run: Path, reviews: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tf_mlm import runtime
+
+    monkeypatch.setattr(runtime, "choose_precision", lambda _: runtime.Precision("float32", "to be compared"))
+    metrics = evaluate(capsys, finished_run / "model", "--dataset", reviews)
+    expected = compute(finished_run / "model", DataConfig(dataset=str(reviews)), seed=42)
+    assert metrics == pytest.approx(expected, rel=1e-6)
+    assert metrics["masked_tokens"] > 100  # enough for the sums to mean something
+
+
+def test_a_run_on_other_data_keeps_its_own_sequence_length_batch_and_seed(
+    finished_run: Path, reviews: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config(finished_run / "config.toml")
+    metrics = evaluate(capsys, finished_run, "--dataset", reviews)
+    data = replace(config.data, dataset=str(reviews), num_validation_sequences=0)
+    expected = compute(finished_run / "model", data, config.training.seed)
+    assert metrics["sequences"] == expected["sequences"] > 16  # more than a batch, the last one filled up
+    assert metrics == pytest.approx(expected, rel=1e-6)
+
+
+def test_other_data_may_need_its_own_settings(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "texts").mkdir()
+    for split, words in (("validation", "a film of many scenes"), ("test", "the music was superb")):
+        rows = [{"body": f"{words} {number}", "title": "a title"} for number in range(30)]
+        (tmp_path / "texts" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    texts = tmp_path / "texts"
+    flags = ["--data.validation_split", "validation", "--data.text_column", "body"]
+    metrics = evaluate(capsys, finished_run, "--dataset", texts, *flags)
+    data = DataConfig(dataset=str(texts), text_column="body", validation_split="validation", sequence_length=32)
+    data = replace(data, num_validation_sequences=0)
+    assert metrics == pytest.approx(compute(finished_run / "model", data, seed=7), rel=1e-6)
+    with inside(Path()):
+        assert main(["evaluate", str(finished_run), "--data.document", "file"]) == 2
+        assert "--data.document is of other data; name that with --dataset" in capsys.readouterr().err
+        assert main(["evaluate", str(finished_run), "--dataset", str(texts), "--data.document", "book"]) == 2
+    assert "--data.document = 'book'" in capsys.readouterr().err
+
+
+def test_for_a_reader_the_numbers_come_with_their_meaning(
+    finished_run: Path, reviews: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = evaluate(capsys, finished_run, "--dataset", reviews)
+    with inside(Path()):
+        assert main(["evaluate", str(finished_run), "--dataset", str(reviews)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"loss             {metrics['loss']:.4f} nats a masked token",
+        f"perplexity       {metrics['perplexity']:.2f}",
+        f"masked accuracy  {metrics['masked_accuracy']:.2%} top 1, {metrics['masked_accuracy_top_5']:.2%} top 5",
+        f"over             {metrics['masked_tokens']:,} masked tokens of {metrics['sequences']:,} sequences",
+    ]

@@ -1,0 +1,70 @@
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tf_mlm.errors import Refused
+
+SENTENCE = "The film was a delight from beginning to end, and so was the music of its last scene."
+
+
+@pytest.fixture(scope="module")
+def trained(finished_run: Path) -> tuple[Any, Any]:
+    from tf_mlm.model.loading import load_trained
+
+    return load_trained(str(finished_run / "model"))
+
+
+def explain(trained: tuple[Any, Any], sentence: str, seed: int) -> dict[str, list[str]]:
+    """The lines that `explain` prints, by the word that they begin with."""
+    from tf_mlm.inference.explain import explain_sentence
+
+    lines: dict[str, list[str]] = {}
+    for line in explain_sentence(*trained, sentence, seed).splitlines():
+        name, rest = line.split(maxsplit=1)
+        lines.setdefault(name, []).append(rest)
+    return lines
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_guesses_and_losses_are_those_of_the_stock_model_on_the_masked_sentence(
+    trained: tuple[Any, Any], finished_run: Path, seed: int
+) -> None:
+    import transformers
+
+    model, tokenizer = trained
+    lines = explain(trained, SENTENCE, seed)
+    (original,), (masked,) = lines["tokenise"], lines["mask"]
+    assert original == " ".join(tokenizer.convert_ids_to_tokens(tokenizer(SENTENCE)["input_ids"]))
+    input_ids = np.array([tokenizer.convert_tokens_to_ids(masked.split())])
+    stock = transformers.TFDistilBertForMaskedLM.from_pretrained(finished_run / "model")
+    logits = stock(input_ids=input_ids).logits.numpy()[0].astype(np.float64)
+    losses = []
+    for predicted, told in zip(lines["predict"], lines["loss"], strict=True):
+        position = int(re.match(r"position (\d+), ", predicted)[1])
+        token, shown = original.split()[position], masked.split()[position]
+        assert f"{token!r} shown as {shown!r}" in predicted
+        probabilities = np.exp(logits[position]) / np.exp(logits[position]).sum()
+        best = tokenizer.convert_ids_to_tokens(np.argsort(-probabilities)[:3].tolist())
+        assert re.findall(r"(\S+) [\d.]+%", predicted) == best
+        losses.append(-math.log(probabilities[tokenizer.convert_tokens_to_ids(token)]))
+        assert told.startswith(f"-ln p({token!r}) = ") and told.endswith(f" = {losses[-1]:.3f}")
+    assert len(losses) == round(0.15 * (len(original.split()) - 2))
+    mean = np.mean(losses)
+    assert lines["mean"] == [f"{mean:.3f} nats over {len(losses)} predicted tokens: perplexity {math.exp(mean):.2f}"]
+
+
+def test_the_seed_decides_what_is_masked(trained: tuple[Any, Any]) -> None:
+    masked = [explain(trained, SENTENCE, seed)["mask"] for seed in (0, 0, 1)]
+    assert masked[0] == masked[1] != masked[2]
+
+
+@pytest.mark.parametrize(
+    ("sentence", "reason"), [("", "no ordinary token"), ("[SEP] [MASK]", "no ordinary token"), ("a " * 600, "tokens")]
+)
+def test_a_sentence_that_cannot_be_explained_is_refused(trained: tuple[Any, Any], sentence: str, reason: str) -> None:
+    with pytest.raises(Refused, match=f"^explain: .*{reason}"):
+        explain(trained, sentence, 0)

@@ -1,0 +1,87 @@
+"""Atomic writes: a file or a directory appears under its name only when it is complete."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+TEMPORARY, _REPLACED = ".tmp", ".replaced"
+"""Suffixes of the names of what is being written, and of the old directory while it is replaced."""
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write `path` to a temporary name beside it and rename it, so that it is never seen half written."""
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=TEMPORARY, dir=path.parent)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+@contextlib.contextmanager
+def atomic_directory(folder: Path) -> Iterator[Path]:
+    """A folder to write into that takes the place of `folder` when the block ends well, and is removed when not.
+
+    A folder cannot be renamed over another one: between the two renames `recover` is what puts the old one back.
+    """
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=TEMPORARY, dir=folder.parent))
+    replaced = folder.parent / f".{folder.name}{_REPLACED}"
+    os.chmod(temporary, 0o777 & ~_umask())
+    try:
+        yield temporary
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                _sync(path)
+        recover_folder(folder)
+        if folder.exists():
+            os.replace(folder, replaced)
+        os.replace(temporary, folder)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except BaseException:
+        recover_folder(folder)
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def recover_folder(folder: Path) -> None:
+    """Put back `folder` where it was renamed and nothing has taken its place."""
+    replaced = folder.parent / f".{folder.name}{_REPLACED}"
+    if replaced.exists() and not folder.exists():
+        os.replace(replaced, folder)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def recover(parent: Path) -> None:
+    """Put back the folders in `parent` that a kill left renamed, and remove what it left half written."""
+    for replaced in parent.glob(f".*{_REPLACED}"):
+        recover_folder(parent / replaced.name.removesuffix(_REPLACED)[1:])
+    remove(parent.glob(f".*{TEMPORARY}"))
+
+
+def remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

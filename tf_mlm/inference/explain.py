@@ -1,0 +1,57 @@
+"""Masked language modelling shown on one sentence: tokenise, mask, predict, loss."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from tf_mlm.config import MaskingConfig
+from tf_mlm.data.masking import IGNORE_INDEX, example_keys, mask_tokens
+from tf_mlm.errors import Refused
+from tf_mlm.inference.fill_mask import predict_probabilities
+from tf_mlm.model.loading import max_sequence_length
+
+
+def explain_sentence(model: Any, tokenizer: Any, sentence: str, seed: int, top_k: int = 3) -> str:
+    """What training computes on `sentence`, in lines for a reader; `seed` decides the masks.
+
+    Raises:
+        Refused: the sentence holds no ordinary token, or more tokens than the model has positions.
+    """
+    original = np.array([tokenizer(sentence)["input_ids"]], np.int32)
+    ordinary = ~np.isin(original, tokenizer.all_special_ids)
+    if not ordinary.any():
+        raise Refused(f"explain: {sentence!r} holds no ordinary token; write a sentence")
+    if original.shape[1] > max_sequence_length(model.config):
+        raise Refused(
+            f"explain: the text has {original.shape[1]} tokens, more than the model has positions; shorten it"
+        )
+    masking = MaskingConfig()
+    masked, labels = mask_tokens(
+        original,
+        ordinary,
+        example_keys(seed, epoch=np.zeros(1, np.int64), index=np.zeros(1, np.int64)),
+        mlm_probability=masking.mlm_probability,
+        mask_replace_prob=masking.mask_replace_prob,
+        random_replace_prob=masking.random_replace_prob,
+        mask_token_id=tokenizer.mask_token_id,
+        random_token_ids=np.setdiff1d(np.arange(len(tokenizer), dtype=np.int32), tokenizer.all_special_ids),
+    )
+    predicted = np.flatnonzero(labels[0] != IGNORE_INDEX)
+    probabilities = predict_probabilities(model, masked[0], predicted)
+    lines = [
+        f"sentence  {sentence}",
+        f"tokenise  {' '.join(tokenizer.convert_ids_to_tokens(original[0]))}",
+        f"mask      {' '.join(tokenizer.convert_ids_to_tokens(masked[0]))}",
+    ]
+    losses = []
+    for position, row in zip(predicted, probabilities, strict=True):
+        token, shown = tokenizer.convert_ids_to_tokens([int(original[0, position]), int(masked[0, position])])
+        best = tokenizer.convert_ids_to_tokens(np.argsort(-row, kind="stable")[:top_k].tolist())
+        guesses = ", ".join(f"{guess} {row[tokenizer.convert_tokens_to_ids(guess)]:.1%}" for guess in best)
+        losses.append(-math.log(row[original[0, position]]))
+        lines.append(f"predict   position {position}, {token!r} shown as {shown!r}: {guesses}")
+        lines.append(f"loss      -ln p({token!r}) = -ln {row[original[0, position]]:.4f} = {losses[-1]:.3f}")
+    mean = sum(losses) / len(losses)
+    lines.append(f"mean      {mean:.3f} nats over {len(losses)} predicted tokens: perplexity {math.exp(mean):.2f}")
+    return "\n".join(lines)

@@ -1,0 +1,18 @@
+"""JSON that every reader accepts."""
+
+import json
+import math
+from typing import Any
+
+
+def dump_json(value: Any, **options: Any) -> str:
+    """JSON that every reader takes: a number that is not finite is null, as JSON has no word for it."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: finite(each) for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(each) for each in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(finite(value), allow_nan=False, **options)

@@ -1,0 +1,232 @@
+"""The run directory: what a run leaves behind, written so that a kill never leaves half a file."""
+
+import contextlib
+import csv
+import glob
+import io
+import itertools
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from tf_mlm.atomic_files import TEMPORARY, recover, remove, write_atomically
+from tf_mlm.config import Config, dump_config
+from tf_mlm.errors import Refused
+from tf_mlm.json_text import dump_json
+from tf_mlm.model.metrics import METRICS
+from tf_mlm.run.events import Event, Events, append_event, read_events
+
+HISTORY_COLUMNS = (
+    "epoch",
+    "step",
+    "loss",
+    *(f"val_{metric.name}" for metric in METRICS),
+    "learning_rate",
+    "tokens_per_second",
+    "seconds",
+)
+
+
+class RunDirectory:
+    """One run's folder, held by a lock for as long as the process lives."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._made_here = False
+        self._lock = filelock.FileLock(path / ".lock", timeout=0)
+
+    @classmethod
+    def create(cls, path: Path) -> "RunDirectory":
+        """Make the folder and take its lock.
+
+        Raises:
+            Refused: it holds a run or anything else, cannot be written, or another process has it.
+        """
+        if path.exists() and not path.is_dir():
+            raise Refused(f"--output-dir {path}: is a file; name a folder")
+        run = cls(path)
+        try:
+            run._made_here = not path.exists()
+            path.mkdir(parents=True, exist_ok=True)
+            run._take_lock()
+        except OSError as error:
+            raise Refused(f"--output-dir {path}: cannot be written: {error.strerror}; name another folder") from None
+        try:
+            if run.metrics_path.exists() or run.config_path.exists():
+                state = "a finished run" if run.is_finished() else "an unfinished run; continue it with --resume"
+                raise Refused(f"--output-dir {path}: holds {state}, or name another folder")
+            names = {entry.name for entry in path.iterdir()} - {".lock"}
+            if others := sorted(name for name in names if not (name.startswith(".") and name.endswith(TEMPORARY))):
+                raise Refused(
+                    f"--output-dir {path}: is not empty ({others[0]} is there); name an empty or a new folder"
+                )
+        except Refused:
+            (path / ".lock").unlink(missing_ok=True)  # nothing is left in a folder that is not ours
+            run.release()
+            raise
+        recover(path)
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> "RunDirectory":
+        """Take the lock of an existing run.
+
+        Raises:
+            Refused: there is no run, or another process has it.
+        """
+        run = cls(path)
+        if not run.config_path.exists():
+            raise Refused(f"--resume {path}: holds no run (no config.toml)")
+        try:
+            run._take_lock()
+        except OSError as error:
+            raise Refused(f"--resume {path}: cannot be written: {error.strerror}") from None
+        recover(path)
+        recover(run.checkpoints_path)
+        try:
+            curve = run.choose_curve()
+        except Refused:
+            run.release()
+            raise
+        remove(curve.parent.glob(f".{glob.escape(curve.name)}.*{TEMPORARY}"))
+        return run
+
+    def _take_lock(self) -> None:
+        try:
+            # The system frees the lock of a process that dies, so a file left behind is no obstacle.
+            self._lock.acquire()
+        except filelock.Timeout:
+            raise Refused(
+                f"--output-dir {self.path}: another process is running there; wait for it or stop it"
+            ) from None
+
+    def is_locked(self) -> bool:
+        """Whether another process is running there."""
+        try:
+            with self._lock.acquire():
+                return False
+        except filelock.Timeout:
+            return True
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def discard(self) -> None:
+        """Remove what a refused run has made, its config and perhaps its folder, never more: nothing was trained."""
+        for path in (self.config_path, self.environment_path, self.path / ".lock"):
+            path.unlink(missing_ok=True)
+        self.release()
+        if self._made_here:
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
+
+    def check_disk(self, needed: int) -> None:
+        """Raises Refused where the disk has no room for a run of `needed` bytes, what is there of it counted in."""
+        present = sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
+        free = free_bytes(self.path)
+        if needed - present > free:
+            raise Refused(
+                f"--output-dir {self.path}: {describe_bytes(free)} are free where the run needs "
+                f"{describe_bytes(needed - present)} more; make room, name a folder on another disk, or set "
+                "checkpoint.keep = 1"
+            )
+
+    config_path = property(lambda self: self.path / "config.toml")
+    environment_path = property(lambda self: self.path / "environment.json")
+    metrics_path = property(lambda self: self.path / "metrics.jsonl")
+    model_path = property(lambda self: self.path / "model")
+    checkpoints_path = property(lambda self: self.path / "checkpoints")
+    saved_model_path = property(lambda self: self.path / "saved_model")
+    tensorboard_path = property(lambda self: self.path / "tensorboard")
+
+    @property
+    def name(self) -> str:
+        """For a reader. In a locale that is not UTF-8 the folder's own name may hold what is no text."""
+        return os.fsencode(self.path.resolve().name).decode(errors="replace")
+
+    def write_config(self, config: Config) -> None:
+        write_atomically(self.config_path, dump_config(config))
+
+    def write_environment(self, environment: dict[str, Any]) -> None:
+        write_atomically(self.environment_path, dump_json(environment, indent=2) + "\n")
+
+    def append_event(self, event: Event) -> None:
+        append_event(self.metrics_path, event)
+
+    def read_events(self) -> Events:
+        return read_events(self.metrics_path)
+
+    def cut_events(self, num_bytes: int) -> None:
+        """Drop what metrics.jsonl holds beyond a checkpoint: the resumed run writes it again."""
+        if self.metrics_path.exists():
+            kept = self.metrics_path.read_bytes()[:num_bytes]  # fewer, where a crash of the system has lost the end
+            os.truncate(self.metrics_path, kept.rfind(b"\n") + 1)
+
+    def choose_curve(self) -> Path:
+        """Where the curve goes under plots/: the run's own file, never another run's."""
+        if self.environment_path.exists():
+            try:
+                curve = Path(json.loads(self.environment_path.read_text(encoding="utf-8"))["curve"]).name
+                if not curve.endswith(".png"):  # a run that someone else has made may name any path
+                    raise ValueError(f"curve = {curve!r}")
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                raise Refused(f"{self.environment_path}: is damaged: {type(error).__name__}; remove it") from None
+            return Path("plots") / curve
+        name = self.path.resolve().name
+        names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+        return next(path for name in names if not (path := Path("plots") / f"{name}.png").exists())
+
+    def is_finished(self) -> bool:
+        return self.read_events().end is not None
+
+    def write_history(self) -> None:
+        """history.csv, one row per epoch, derived from metrics.jsonl."""
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, HISTORY_COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(event.as_dict() for event in self.read_events().epochs)
+        write_atomically(self.path / "history.csv", table.getvalue())
+
+
+def free_bytes(path: Path) -> int:
+    """Of the disk that `path`, or the nearest folder above it that is there, lies on."""
+    return shutil.disk_usage(
+        next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    ).free
+
+
+def describe_bytes(number: int) -> str:
+    return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.1f} MiB"
+
+
+def new_run_path(config_name: str) -> Path:
+    """runs/<config name>-<time>, with a number behind it where that is taken."""
+    name = f"{config_name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    candidates = (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in range(1, 1000))
+    return next(path for path in candidates if not path.exists())
+
+
+def newest_unfinished_run(root: Path) -> Path | None:
+    """The run in `root` that was started or resumed last, of those that can be gone on with.
+
+    Not one that is finished, nor one whose loss was no longer finite (it would end there again), nor one at work.
+    """
+    runs = [RunDirectory(path.parent) for path in root.glob("*/config.toml")]
+    return max(
+        (run.path for run in runs if _can_go_on(run)),
+        key=lambda path: (path / "config.toml").stat().st_mtime,
+        default=None,
+    )
+
+
+def _can_go_on(run: RunDirectory) -> bool:
+    try:
+        events = run.read_events()
+        return events.end is None and not events.has_diverged and not run.is_locked()
+    except (Refused, OSError):  # damaged, or not ours to write: said when it is named
+        return False

@@ -1,0 +1,398 @@
+"""The model card: README.md of a run directory, every word of it filled from the run."""
+
+import math
+import re
+import shlex
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from tf_mlm import hub
+from tf_mlm.config import Config, setting_fields
+from tf_mlm.run.plotting import best_epoch
+
+_ARCHITECTURES = {"distilbert": "DistilBert", "bert": "Bert", "roberta": "Roberta", "albert": "Albert"}
+# Named one by one: what else a run notes of its environment may hold a path of the machine.
+_ENVIRONMENT = (
+    "tf_mlm", "python", "tensorflow", "tf_keras", "transformers", "datasets", "tokenizers", "safetensors",
+    "platform", "processor", "precision", "precision_reason", "xla",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Example:
+    """A sentence with [MASK], and the likeliest fills with their probabilities, best first."""
+
+    sentence: str
+    before: list[tuple[str, float]]
+    after: list[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """All that a model card tells.
+
+    Attributes:
+        run_name: the last part of the run directory.
+        events: the objects of metrics.jsonl in order; those of an unfinished run have no `end`.
+        num_parameters: of the whole model; what is tied counts once.
+        model_type: Hugging Face's name of the architecture, such as `distilbert`.
+        data: counts by name, {train,validation}_{documents,tokens,sequences,sequences_used}, dropped_overlap and
+            dropped_empty (documents), and the `fingerprint` of the text. Where known, also held_out (a share of the
+            training documents is the validation) and {train,validation}_tokens_packed (tokens in all sequences).
+        environment: versions by package, platform, processor, precision and precision_reason, xla.
+        new_weights: names of the weights that the starting checkpoint did not hold.
+        takes_strings: the SavedModel has the signature `fill_mask`.
+    """
+
+    run_name: str
+    config: Config
+    events: list[dict[str, Any]]
+    num_parameters: int
+    model_type: str
+    data: dict[str, Any]
+    examples: list[Example]
+    environment: dict[str, Any]
+    new_weights: list[str]
+    takes_strings: bool
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["event"] == kind]
+
+    @property
+    def start(self) -> dict[str, Any]:
+        return next(iter(self.of("start")), {})
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The epoch event of the lowest validation loss, the first of equals; empty before there is one."""
+        return best_epoch(self.events) or {}
+
+
+def build_model_card(report: RunReport, for_hub: bool = False) -> str:
+    """The card as Markdown with the Hub's front matter. No local path is shown but by its last part.
+
+    Args:
+        for_hub: the card stands beside the model's files, with loss.png and without the rest of the run.
+    """
+    parts = [
+        _front_matter(report),
+        f"# {_text(report.run_name)}",
+        _what_it_is(report),
+        _summary(report),
+        "![Loss, perplexity and learning rate over the epochs](loss.png)",
+        _how_to_load(report, for_hub),
+        _examples(report),
+        _limits(report),
+        _data(report),
+        _epochs(report),
+        _settings(report),
+        _environment(report),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(report: RunReport) -> str:
+    config, best = report.config, report.best
+    on_hub = _is_hub_dataset(config.data.dataset)
+    split = config.data.validation_split if on_hub and not report.data.get("held_out") else ""
+    results = [
+        EvalResult(
+            task_type="fill-mask",
+            task_name="Masked language modeling",
+            dataset_type=_shown(config.data.dataset),
+            dataset_name=_shown(config.data.dataset),
+            dataset_config=config.data.config_name or None,
+            dataset_split=split or "validation",
+            dataset_revision=(on_hub and config.data.revision) or None,
+            metric_type=metric,
+            metric_name=name,
+            metric_value=float(best[key]),
+        )
+        for key, metric, name in (
+            ("val_loss", "loss", "Cross-entropy, nats per masked token"),
+            ("val_perplexity", "perplexity", "Perplexity of masked tokens"),
+            ("val_masked_accuracy", "accuracy", "Masked accuracy (top 1)"),
+        )
+        if _is_finite(best.get(key))
+    ]
+    card = ModelCardData(
+        base_model=config.model.name if _starts_from_hub(config) else None,
+        datasets=config.data.dataset if on_hub else None,
+        library_name="transformers",
+        pipeline_tag="fill-mask",
+        tags=["tensorflow", "masked-language-modeling", report.model_type, "tf_mlm"],
+        metrics=["perplexity", "accuracy"],
+        model_name=report.run_name if results else None,
+        eval_results=results or None,
+    )
+    return f"---\n{card.to_yaml()}\n---"
+
+
+def _what_it_is(report: RunReport) -> str:
+    config = report.config
+    model, dataset = _shown(config.model.name), _shown(config.data.dataset)
+    if _is_hub_name(config.model.name):
+        model = f"[{model}](https://huggingface.co/{model})"
+    else:
+        model = f"the local model {_text(model)}"
+    if not config.model.name:
+        origin = "A new DistilBERT, weights and vocabulary,"
+    elif config.model.from_config:
+        origin = f"The architecture of {model}, with random weights,"
+    else:
+        origin = f"A continuation of {model},"
+    if _is_hub_dataset(config.data.dataset):
+        text = f"the text of [{dataset}](https://huggingface.co/datasets/{dataset})"
+    elif config.data.dataset == "sample":
+        text = "the sample corpus that comes with tf_mlm"
+    else:
+        text = f"the local text {_text(dataset)}"
+    share = f"{100 * config.masking.mlm_probability:.4g} %"
+    paragraphs = [
+        f"{origin} trained with tf_mlm, in TensorFlow, as a masked language model on {text}: it predicts {share} of "
+        f"the tokens of each sequence of {config.data.sequence_length} from those around them. The weights are those "
+        "of the epoch with the lowest validation loss."
+    ]
+    if report.new_weights:
+        names = ", ".join(f"`{weight}`" for weight in report.new_weights)
+        paragraphs.append(f"Weights that the starting checkpoint did not hold, and that began at random: {names}.")
+    if not report.of("end"):
+        paragraphs.append(f"**This run has not finished.** The card shows it after {_epochs_done(report)} epochs.")
+    return "\n\n".join(paragraphs)
+
+
+def _summary(report: RunReport) -> str:
+    start, best, data, epochs = report.start, report.best, report.data, report.of("epoch")
+    speeds = [epoch["tokens_per_second"] for epoch in epochs if _is_finite(epoch["tokens_per_second"])]
+    seconds = report.of("end")[-1]["seconds"] if report.of("end") else sum(epoch["seconds"] for epoch in epochs)
+    used = f"{data['train_sequences_used']:,} of {report.config.data.sequence_length} tokens"
+    measures = [
+        [name, _number(start.get(key), form), _number(best.get(key), form)]
+        for name, key, form in (
+            ("Loss, nats per masked token", "val_loss", "{:.4f}"),
+            ("Perplexity", "val_perplexity", "{:,.2f}"),
+            ("Masked accuracy, top 1", "val_masked_accuracy", "{:.2%}"),
+        )
+    ]
+    facts = [
+        ["Parameters", f"{report.num_parameters:,}"],
+        ["Training sequences", used],
+        ["Epochs", _epochs_done(report)],
+        ["Best epoch", str(best.get("epoch", "–"))],
+        ["Unigram entropy, the loss of knowing token frequencies alone", _number(start.get("unigram_entropy"))],
+        ["Steps skipped, because the loss or its gradient was not finite", str(_skipped_steps(report))],
+        ["Time", _duration(seconds)],
+        ["Tokens per second, median of the epochs", _number(median(speeds) if speeds else None, "{:,.0f}")],
+    ]
+    if "matmul_peak_tokens_per_second" in start and speeds:
+        ceiling = start["matmul_peak_tokens_per_second"]
+        facts.append(["Share of what the matrix products alone would allow", f"{median(speeds) / ceiling:.0%}"])
+    if rolled_back := (report.of("end") or [{}])[-1].get("rolled_back"):
+        facts.append(
+            ["Gone back, after too many of those in a row", "from step {:,} to step {:,}".format(*rolled_back)]
+        )
+    validation = _table(["Validation", "Before training", "Best epoch"], measures)
+    return f"## Summary\n\n{validation}\n\n{_table(['The run', ''], facts)}"
+
+
+def _how_to_load(report: RunReport, for_hub: bool) -> str:
+    architecture = f"TF{_ARCHITECTURES.get(report.model_type, 'AutoModel')}ForMaskedLM"
+    sentences = report.config.training.example_sentences or ("This is a great [MASK].",)
+    sentence = " ".join(sentences[0].split())
+    with_its_mask = sentence.replace("[MASK]", "<mask>") if report.model_type == "roberta" else sentence
+    folder = "." if for_hub else "model"
+    text = f"""## How to load it
+
+In this folder, with transformers and TensorFlow:
+
+```python
+from transformers import AutoTokenizer, {architecture}, pipeline
+
+model = {architecture}.from_pretrained("{folder}")
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+fill = pipeline("fill-mask", model=model, tokenizer=tokenizer, framework="tf", torch_dtype=None)
+print(fill({with_its_mask!r}))
+```
+
+With tf_mlm:
+
+```
+python -m tf_mlm fill-mask . {shlex.quote(sentence)}
+python -m tf_mlm evaluate .{" --dataset NAME_OR_PATH" if for_hub else ""}
+```"""
+    return text if for_hub else f"{text}\n\n{_with_tensorflow_alone(report, sentence)}"
+
+
+def _with_tensorflow_alone(report: RunReport, sentence: str) -> str:
+    if report.takes_strings:
+        what = "strings in, filled words out"
+        call = f'fill = model.signatures["fill_mask"]\nprint(fill(text=tf.constant([{sentence!r}]), k=tf.constant(5)))'
+    else:
+        what = "`ids` and `mask` are int32, [batch, length]"
+        call = 'logits = model.signatures["logits"](input_ids=ids, attention_mask=mask)["logits"]'
+    return f"""With TensorFlow alone, from the SavedModel written when a run ends; {what}:
+
+```python
+import tensorflow as tf
+
+model = tf.saved_model.load("saved_model")
+{call}
+```"""
+
+
+def _examples(report: RunReport) -> str:
+    if not report.examples:
+        return "## Examples\n\nThe run was given no example sentences."
+    rows = [[_text(example.sentence), _fills(example.before), _fills(example.after)] for example in report.examples]
+    return "## Examples\n\n" + _table(["Sentence", "Before training", "After"], rows)
+
+
+def _data(report: RunReport) -> str:
+    config, data = report.config.data, report.data
+    rows = []
+    for name, split in (("Training", "train"), ("Validation", "validation")):
+        tokens = data[f"{split}_tokens"]
+        counts = [data[f"{split}_documents"], tokens, data.get(f"{split}_tokens_packed", tokens)]
+        counts += [data[f"{split}_sequences"], data[f"{split}_sequences_used"]]
+        rows.append([name, *(f"{count:,}" for count in counts)])
+    if not config.line_by_line:
+        packing = "Documents are joined and cut into sequences, the last one padded."
+    elif config.overflow == "split":
+        packing = "One document a sequence, padded; a long one is split."
+    else:
+        packing = "One document a sequence, padded; a long one is truncated."
+    if data.get("held_out"):
+        packing += f" The validation documents, {100 * config.validation_fraction:.4g} %, are held out by the seed."
+    return f"""## Data
+
+{_table(["", "Documents", "Tokens in", "Tokens out", "Sequences", "Sequences used"], rows)}
+
+{packing} Tokens out are those in all sequences; the sequences used are drawn from them.
+
+- Validation documents dropped, because the same text is in the training documents: {data["dropped_overlap"]:,}
+- Empty documents dropped: {data["dropped_empty"]:,}
+- Fingerprint of the text: `{data["fingerprint"]}`"""
+
+
+def _epochs(report: RunReport) -> str:
+    best = report.best.get("epoch")
+    rows = [
+        [
+            f"**{event['epoch']}**" if event["epoch"] == best else str(event["epoch"]),
+            f"{event['step']:,}",
+            _number(event.get("loss")),
+            _number(event["val_loss"]),
+            _number(event["val_perplexity"], "{:,.2f}"),
+            _number(event["val_masked_accuracy"], "{:.2%}"),
+            _number(event.get("learning_rate"), "{:.3e}"),
+        ]
+        for event in report.of("start") + report.of("epoch")
+    ]
+    header = ["Epoch", "Step", "Training loss", "Validation loss", "Perplexity", "Masked accuracy", "Learning rate"]
+    return (
+        "## Every epoch\n\nEpoch 0 is the model before training; the best epoch is bold. The training loss is the mean "
+        "over the epoch, with dropout; the learning rate is that of its last step.\n\n" + _table(header, rows)
+    )
+
+
+def _settings(report: RunReport) -> str:
+    config, start = report.config, report.start
+    rows = []
+    for name, field in setting_fields().items():
+        section, key = name.split(".")
+        value, meaning = getattr(getattr(config, section), key), field.default.description
+        if name in ("model.name", "data.dataset"):
+            value = _shown(value)
+        unused = config.model.name and meaning.startswith("of a new model")
+        rows.append([f"`{name}`", "not used" if unused else _value(value), meaning.replace("|", "\\|")])
+    text = "## Settings\n\n" + _table(["Setting", "Value", "Meaning"], rows)
+    if not start:
+        return text
+    lengths = {"An epoch": "steps_per_epoch", "Warmup": "num_warmup_steps", "All": "num_train_steps"}
+    derived = [[name, f"{start[key]:,}"] for name, key in lengths.items()]
+    return f"{text}\n\n{_table(['Derived', 'Steps'], derived)}"
+
+
+def _limits(report: RunReport) -> str:
+    return f"""## Use and limits
+
+- It fills in masked tokens, and can be fine-tuned, for text like the one it was trained on. It does not write text.
+  Only its loss and accuracy on {report.data["validation_sequences_used"]:,} validation sequences were measured: they
+  say nothing of other text or of another task.
+- A fill is what is likely in its place, not what is true. Errors and prejudices of the training text, and of the model
+  it started from, can come back in the fills; they were not examined."""
+
+
+def _environment(report: RunReport) -> str:
+    rows = [[name.replace("_", " "), _value(report.environment.get(name))] for name in _ENVIRONMENT]
+    return "## Versions and machine\n\n" + _table(["", ""], rows)
+
+
+def _skipped_steps(report: RunReport) -> int:
+    return next((event["skipped_steps"] for event in reversed(report.events) if "skipped_steps" in event), 0)
+
+
+def _epochs_done(report: RunReport) -> str:
+    done, start, config = len(report.of("epoch")), report.start, report.config.training
+    planned = math.ceil(start["num_train_steps"] / start["steps_per_epoch"]) if start else config.epochs
+    return f"{done} of {planned}"
+
+
+def _starts_from_hub(config: Config) -> bool:
+    """Whether the training went on from weights of the Hub; a config alone is no base model."""
+    return _is_hub_name(config.model.name) and not config.model.from_config
+
+
+def _is_hub_dataset(name: str) -> bool:
+    return name != "sample" and _is_hub_name(name)
+
+
+def _is_hub_name(name: str) -> bool:
+    return bool(name) and not hub.is_local(name)
+
+
+def _shown(name: str) -> str:
+    """A Hub name as it is, a local one by its last part: the card is for others, who have other folders."""
+    return name if _is_hub_name(name) else re.split(r"[/\\]", name.rstrip("/\\"))[-1]
+
+
+def _fills(fills: list[tuple[str, float]]) -> str:
+    return "<br>".join(f"{_text(token)} {probability:.1%}" for token, probability in fills)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple | list):
+        return "<br>".join(_text(str(item)) for item in value)
+    return "–" if value is None else _text(str(value)) or "''"
+
+
+def _number(value: float | None, form: str = "{:.4f}") -> str:
+    if value is None:
+        return "–"
+    return form.format(value) if _is_finite(value) else "not finite"
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _duration(seconds: float | None) -> str:
+    if not _is_finite(seconds):
+        return "–"
+    minutes, rest = divmod(round(seconds or 0), 60)
+    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min {rest:02} s"
+
+
+def _text(text: str) -> str:
+    """Text that stands as it is in a line or a cell of Markdown."""
+    return re.sub(r"([\\`*_<>|~$&]|(?<=\])\()", r"\\\1", " ".join(text.split()))
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
