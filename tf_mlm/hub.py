@@ -9,6 +9,7 @@ import errno
 import os
 import re
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 from tf_mlm.errors import HubOutOfReach, Refused
@@ -22,6 +23,24 @@ WAYS_ON = "connect once, name a local folder, or run the sample: python train.py
 # Names of the errors by which the Hugging Face libraries say that something is neither in reach nor in the cache.
 _NOT_TO_BE_HAD = ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "DatasetNotFoundError")
 _MACHINE_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EIO, errno.EROFS, errno.EDQUOT)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model or a dataset comes from, decided once: a local path or a name on the Hub.
+
+    Attributes:
+        name: as the user gave it.
+        path: the local path, which may not exist; None where `name` is a name on the Hub.
+    """
+
+    name: str
+    path: Path | None
+
+    @classmethod
+    def of(cls, name: str) -> "Source":
+        """`name` is a path if it exists or is written like one; `owner/name` and `name` are names on the Hub."""
+        return cls(name, Path(name).expanduser() if is_local(name) else None)
 
 
 def is_local(name: str) -> bool:
