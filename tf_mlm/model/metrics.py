@@ -36,8 +36,10 @@ class Metric:
 
     def show(self, value: float | None) -> str:
         """The value for a reader."""
-        if value is None or math.isnan(value):
+        if value is None:
             return "–"
+        if not math.isfinite(value):
+            return "not finite"
         return format(value, self.format) if abs(value) < 1e7 else f"{value:.2e}"
 
 

@@ -3,6 +3,7 @@
 import math
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -11,7 +12,8 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from tf_mlm import hub
 from tf_mlm.config import Config, setting_fields
-from tf_mlm.run.plotting import best_epoch
+from tf_mlm.model.metrics import METRICS
+from tf_mlm.run.events import Event, Events, finite_or_none
 
 _ARCHITECTURES = {"distilbert": "DistilBert", "bert": "Bert", "roberta": "Roberta", "albert": "Albert"}
 # Named one by one: what else a run notes of its environment may hold a path of the machine.
@@ -36,7 +38,7 @@ class RunReport:
 
     Attributes:
         run_name: the last part of the run directory.
-        events: the objects of metrics.jsonl in order; those of an unfinished run have no `end`.
+        events: the events so far; those of an unfinished run have no end.
         num_parameters: of the whole model; what is tied counts once.
         model_type: Hugging Face's name of the architecture, such as `distilbert`.
         data: counts by name, {train,validation}_{documents,tokens,sequences,sequences_used}, dropped_overlap and
@@ -49,7 +51,7 @@ class RunReport:
 
     run_name: str
     config: Config
-    events: list[dict[str, Any]]
+    events: Events
     num_parameters: int
     model_type: str
     data: dict[str, Any]
@@ -57,18 +59,6 @@ class RunReport:
     environment: dict[str, Any]
     new_weights: list[str]
     takes_strings: bool
-
-    def of(self, kind: str) -> list[dict[str, Any]]:
-        return [event for event in self.events if event["event"] == kind]
-
-    @property
-    def start(self) -> dict[str, Any]:
-        return next(iter(self.of("start")), {})
-
-    @property
-    def best(self) -> dict[str, Any]:
-        """The epoch event of the lowest validation loss, the first of equals; empty before there is one."""
-        return best_epoch(self.events) or {}
 
 
 def build_model_card(report: RunReport, for_hub: bool = False) -> str:
@@ -95,7 +85,7 @@ def build_model_card(report: RunReport, for_hub: bool = False) -> str:
 
 
 def _front_matter(report: RunReport) -> str:
-    config, best = report.config, report.best
+    config, validation = report.config, _validation(report.events.best)
     on_hub = _is_hub_dataset(config.data.dataset)
     split = config.data.validation_split if on_hub and not report.data.get("held_out") else ""
     results = [
@@ -107,16 +97,12 @@ def _front_matter(report: RunReport) -> str:
             dataset_config=config.data.config_name or None,
             dataset_split=split or "validation",
             dataset_revision=(on_hub and config.data.revision) or None,
-            metric_type=metric,
-            metric_name=name,
-            metric_value=float(best[key]),
+            metric_type=metric.hub_name,
+            metric_name=metric.title,
+            metric_value=value,
         )
-        for key, metric, name in (
-            ("val_loss", "loss", "Cross-entropy, nats per masked token"),
-            ("val_perplexity", "perplexity", "Perplexity of masked tokens"),
-            ("val_masked_accuracy", "accuracy", "Masked accuracy (top 1)"),
-        )
-        if _is_finite(best.get(key))
+        for metric in METRICS
+        if metric.hub_name and (value := finite_or_none(validation.get(metric.name))) is not None
     ]
     card = ModelCardData(
         base_model=config.model.name if _starts_from_hub(config) else None,
@@ -159,41 +145,43 @@ def _what_it_is(report: RunReport) -> str:
     if report.new_weights:
         names = ", ".join(f"`{weight}`" for weight in report.new_weights)
         paragraphs.append(f"Weights that the starting checkpoint did not hold, and that began at random: {names}.")
-    if not report.of("end"):
+    if not report.events.end:
         paragraphs.append(f"**This run has not finished.** The card shows it after {_epochs_done(report)} epochs.")
     return "\n\n".join(paragraphs)
 
 
 def _summary(report: RunReport) -> str:
-    start, best, data, epochs = report.start, report.best, report.data, report.of("epoch")
-    speeds = [epoch["tokens_per_second"] for epoch in epochs if _is_finite(epoch["tokens_per_second"])]
-    seconds = report.of("end")[-1]["seconds"] if report.of("end") else sum(epoch["seconds"] for epoch in epochs)
+    start, best, end, epochs = report.events.start, report.events.best, report.events.end, report.events.epochs
+    data = report.data
+    speeds = [speed for epoch in epochs if (speed := finite_or_none(epoch.tokens_per_second)) is not None]
+    seconds = end.seconds if end else sum(epoch.seconds or 0.0 for epoch in epochs)
     used = f"{data['train_sequences_used']:,} of {report.config.data.sequence_length} tokens"
     measures = [
-        [name, _number(start.get(key), form), _number(best.get(key), form)]
-        for name, key, form in (
-            ("Loss, nats per masked token", "val_loss", "{:.4f}"),
-            ("Perplexity", "val_perplexity", "{:,.2f}"),
-            ("Masked accuracy, top 1", "val_masked_accuracy", "{:.2%}"),
-        )
+        [
+            metric.title,
+            metric.show(_validation(start).get(metric.name)),
+            metric.show(_validation(best).get(metric.name)),
+        ]
+        for metric in METRICS
     ]
     facts = [
         ["Parameters", f"{report.num_parameters:,}"],
         ["Training sequences", used],
         ["Epochs", _epochs_done(report)],
-        ["Best epoch", str(best.get("epoch", "–"))],
-        ["Unigram entropy, the loss of knowing token frequencies alone", _number(start.get("unigram_entropy"))],
-        ["Steps skipped, because the loss or its gradient was not finite", str(_skipped_steps(report))],
+        ["Best epoch", str(best.epoch) if best else "–"],
+        [
+            "Unigram entropy, the loss of knowing token frequencies alone",
+            _number(start.unigram_entropy if start else None),
+        ],
+        ["Steps skipped, because the loss or its gradient was not finite", str(report.events.skipped_steps)],
         ["Time", _duration(seconds)],
         ["Tokens per second, median of the epochs", _number(median(speeds) if speeds else None, "{:,.0f}")],
     ]
-    if "matmul_peak_tokens_per_second" in start and speeds:
-        ceiling = start["matmul_peak_tokens_per_second"]
-        facts.append(["Share of what the matrix products alone would allow", f"{median(speeds) / ceiling:.0%}"])
-    if rolled_back := (report.of("end") or [{}])[-1].get("rolled_back"):
-        facts.append(
-            ["Gone back, after too many of those in a row", "from step {:,} to step {:,}".format(*rolled_back)]
-        )
+    mfus = [mfu for epoch in epochs if (mfu := finite_or_none(epoch.mfu)) is not None]
+    if mfus:
+        facts.append(["Share of the speed of the matrix products alone (MFU)", f"{median(mfus):.0%}"])
+    if end and end.rolled_back:
+        facts.append(["Rolled back after bad steps", "from step {:,} to step {:,}".format(*end.rolled_back)])
     validation = _table(["Validation", "Before training", "Best epoch"], measures)
     return f"## Summary\n\n{validation}\n\n{_table(['The run', ''], facts)}"
 
@@ -278,20 +266,18 @@ def _data(report: RunReport) -> str:
 
 
 def _epochs(report: RunReport) -> str:
-    best = report.best.get("epoch")
+    best, start = report.events.best, report.events.start
     rows = [
         [
-            f"**{event['epoch']}**" if event["epoch"] == best else str(event["epoch"]),
-            f"{event['step']:,}",
-            _number(event.get("loss")),
-            _number(event["val_loss"]),
-            _number(event["val_perplexity"], "{:,.2f}"),
-            _number(event["val_masked_accuracy"], "{:.2%}"),
-            _number(event.get("learning_rate"), "{:.3e}"),
+            f"**{event.epoch}**" if event is best else str(event.epoch),
+            f"{event.step:,}",
+            _number(getattr(event, "loss", None)),
+            *(metric.show(_validation(event).get(metric.name)) for metric in METRICS),
+            _number(getattr(event, "learning_rate", None), "{:.3e}"),
         ]
-        for event in report.of("start") + report.of("epoch")
+        for event in [*([start] if start else []), *report.events.epochs]
     ]
-    header = ["Epoch", "Step", "Training loss", "Validation loss", "Perplexity", "Masked accuracy", "Learning rate"]
+    header = ["Epoch", "Step", "Training loss", *(metric.title for metric in METRICS), "Learning rate"]
     return (
         "## Every epoch\n\nEpoch 0 is the model before training; the best epoch is bold. The training loss is the mean "
         "over the epoch, with dropout; the learning rate is that of its last step.\n\n" + _table(header, rows)
@@ -299,7 +285,7 @@ def _epochs(report: RunReport) -> str:
 
 
 def _settings(report: RunReport) -> str:
-    config, start = report.config, report.start
+    config, start = report.config, report.events.start
     rows = []
     for name, field in setting_fields().items():
         section, key = name.split(".")
@@ -312,7 +298,7 @@ def _settings(report: RunReport) -> str:
     if not start:
         return text
     lengths = {"An epoch": "steps_per_epoch", "Warmup": "num_warmup_steps", "All": "num_train_steps"}
-    derived = [[name, f"{start[key]:,}"] for name, key in lengths.items()]
+    derived = [[name, f"{getattr(start, key):,}"] for name, key in lengths.items()]
     return f"{text}\n\n{_table(['Derived', 'Steps'], derived)}"
 
 
@@ -331,13 +317,13 @@ def _environment(report: RunReport) -> str:
     return "## Versions and machine\n\n" + _table(["", ""], rows)
 
 
-def _skipped_steps(report: RunReport) -> int:
-    return next((event["skipped_steps"] for event in reversed(report.events) if "skipped_steps" in event), 0)
+def _validation(event: Event | None) -> Mapping[str, float | None]:
+    return (event.validation if event else None) or {}
 
 
 def _epochs_done(report: RunReport) -> str:
-    done, start, config = len(report.of("epoch")), report.start, report.config.training
-    planned = math.ceil(start["num_train_steps"] / start["steps_per_epoch"]) if start else config.epochs
+    done, start, config = len(report.events.epochs), report.events.start, report.config.training
+    planned = math.ceil(start.num_train_steps / start.steps_per_epoch) if start else config.epochs
     return f"{done} of {planned}"
 
 

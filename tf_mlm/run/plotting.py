@@ -5,6 +5,7 @@ matplotlib's object interface alone: no pyplot, so no window, no global figure, 
 
 import io
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
+
+from tf_mlm.run.events import Event, Events
 
 # Okabe and Ito's colours, told apart by colour-blind readers and in grey.
 _TRAINING, _VALIDATION, _RATE, _REFERENCE = "#0072B2", "#D55E00", "#009E73", "#444444"
@@ -25,7 +28,7 @@ _DIGITS = ([1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8], [1, 1.5, 2, 3, 5, 7], [1, 2, 5]
 matplotlib.rcParams["svg.hashsalt"] = "tf_mlm"
 
 
-def plot_loss(events: list[dict[str, Any]], title: str) -> dict[str, bytes]:
+def plot_loss(events: Events, title: str) -> dict[str, bytes]:
     """The curve as `png` (1600 × 1040 pixels, made to be shown 800 wide) and `svg`.
 
     Each training loss is a mean: that of an epoch is drawn at the middle of the epoch, the validation loss at its end.
@@ -61,21 +64,15 @@ def plot_loss(events: list[dict[str, Any]], title: str) -> dict[str, bytes]:
     return files
 
 
-def best_epoch(events: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The epoch event of the lowest finite `val_loss`, the first of equals; None where there is none."""
-    epochs = [event for event in events if event["event"] == "epoch" and np.isfinite(_numbers([event], "val_loss")[0])]
-    return min(epochs, key=lambda event: event["val_loss"], default=None)
-
-
-def loss_limits(events: list[dict[str, Any]]) -> tuple[float, float]:
+def loss_limits(events: Events) -> tuple[float, float]:
     """The lowest and the highest loss to show.
 
     From the third epoch on these are the losses of the epochs, and of the references and lower steps, from the nearest
     on, those that leave them 45 % of the height. Before, everything is shown: there is no other shape to read.
     A loss half as high again as the references has diverged: its curve leaves the figure, and the rest can be read.
     """
-    start, epochs = _of(events, "start"), _of(events, "epoch")
-    steps = _finite(_numbers(_of(events, "step"), "loss"))
+    start, epochs = [events.start] if events.start else [], events.epochs
+    steps = _finite(_numbers(events.steps, "loss"))
     losses = _finite(_numbers(epochs, "loss"), _numbers(epochs, "val_loss"))
     references = _finite(_numbers(start, "val_loss"), _numbers(start, "unigram_entropy"))
     if len(epochs) < 3 or not len(losses):
@@ -111,8 +108,8 @@ def perplexity_ticks(low: float, high: float) -> list[tuple[float, str]]:
     ]
 
 
-def _draw_losses(axes: Axes, events: list[dict[str, Any]]) -> None:
-    start, steps, epochs = _of(events, "start"), _of(events, "step"), _of(events, "epoch")
+def _draw_losses(axes: Axes, events: Events) -> None:
+    start, steps, epochs = [events.start] if events.start else [], events.steps, events.epochs
     ends = _epochs_done(epochs, events)
     middles = (ends + np.concatenate([[0.0], ends])[:-1]) / 2
     marker = "o" if len(epochs) <= 40 else ""
@@ -148,7 +145,7 @@ def _draw_losses(axes: Axes, events: list[dict[str, Any]]) -> None:
         event
         for name in ("loss", "val_loss")
         for event in steps + epochs
-        if name in event and np.isnan(_numbers([event], name)[0])
+        if np.isnan(_numbers([event], name)[0]) and not (name == "val_loss" and event in steps)
     ]
     axes.plot(
         _epochs_done(lost, events),
@@ -168,8 +165,8 @@ def _draw_losses(axes: Axes, events: list[dict[str, Any]]) -> None:
     above = sorted((reference for reference in references if reference[0] > high), reverse=True)
     span = max(high - low, 0.05)
     # Room below for the label of the best epoch, above for the names of what lies beyond.
-    best = best_epoch(events)
-    bottom = min(low - 0.04 * span, best["val_loss"] - 0.14 * span if best else low)
+    best = events.best if events.epochs else None
+    bottom = min(low - 0.04 * span, best.val_loss - 0.14 * span if best else low)
     axes.set_ylim(bottom, high + (0.08 + 0.065 * len(above)) * span)
     _draw_references(axes, sorted(reference for reference in references if reference[0] <= high), span)
     axes.text(
@@ -232,14 +229,14 @@ def _draw_references(axes: Axes, references: list[tuple[float, str]], span: floa
         )
 
 
-def _draw_best(axes: Axes, best: dict[str, Any], events: list[dict[str, Any]]) -> None:
-    x, loss = float(_epochs_done([best], events)[0]), best["val_loss"]
+def _draw_best(axes: Axes, best: Any, events: Events) -> None:
+    x, loss = float(_epochs_done([best], events)[0]), best.val_loss
     share = x / float(_epochs_done(events, events).max())
     # Nothing of the validation lies below its best; where the training does, the label goes above.
     below = not _numbers([best], "loss")[0] < loss
     axes.plot([x], [loss], "o", color="white", markeredgecolor=_VALIDATION, markeredgewidth=2, markersize=9, zorder=5)
     axes.annotate(
-        f"best {loss:.2f}, epoch {best['epoch']}",
+        f"best {loss:.2f}, epoch {best.epoch}",
         (x, loss),
         (0, -9 if below else 9),
         fontsize=10,
@@ -253,8 +250,8 @@ def _draw_best(axes: Axes, best: dict[str, Any], events: list[dict[str, Any]]) -
     )
 
 
-def _draw_rate(axes: Axes, events: list[dict[str, Any]]) -> None:
-    rated = sorted(_of(events, "step") + _of(events, "epoch"), key=lambda event: event["step"])
+def _draw_rate(axes: Axes, events: Events) -> None:
+    rated = sorted([*events.steps, *events.epochs], key=lambda event: event.step)
     rate = _numbers(rated, "learning_rate")
     x = _epochs_done(rated, events)
     axes.fill_between(x, rate, color=_RATE, alpha=0.15, linewidth=0)
@@ -265,13 +262,9 @@ def _draw_rate(axes: Axes, events: list[dict[str, Any]]) -> None:
     axes.set_ylim(0, 1.15 * peak or 1)
 
 
-def _of(events: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
-    return [event for event in events if event["event"] == kind]
-
-
-def _numbers(events: list[dict[str, Any]], name: str) -> np.ndarray:
-    """The values of one name; what is missing, None or infinite is nan, where matplotlib interrupts a line."""
-    values = np.array([event.get(name) for event in events], dtype=float)
+def _numbers(events: Sequence[Event], name: str) -> np.ndarray:
+    """The values of one name; a missing, None or infinite one is nan, where matplotlib interrupts a line."""
+    values = np.array([getattr(event, name, None) for event in events], dtype=float)
     return np.where(np.isfinite(values), values, np.nan)
 
 
@@ -280,8 +273,6 @@ def _finite(*values: np.ndarray) -> np.ndarray:
     return joined[np.isfinite(joined)]
 
 
-def _epochs_done(some: list[dict[str, Any]], events: list[dict[str, Any]]) -> np.ndarray:
+def _epochs_done(some: Sequence[Event], events: Events) -> np.ndarray:
     """The steps of some of the events in epochs; steps themselves where no event tells the length of an epoch."""
-    lengths = [event.get("steps_per_epoch") for event in _of(events, "start")]
-    lengths += [event["step"] / event["epoch"] for event in _of(events, "epoch")]
-    return _numbers(some, "step") / next((length for length in lengths if length), 1)
+    return _numbers(some, "step") / (events.steps_per_epoch or 1)

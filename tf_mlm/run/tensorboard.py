@@ -2,11 +2,11 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import tensorflow as tf
 
 from tf_mlm.errors import as_os_error
+from tf_mlm.run.events import EpochEvent, Event, Events, StepEvent
 
 _NOT_CURVES = ("event", "epoch", "step")
 _PREFIXES = {"step": "", "epoch": "epoch_"}
@@ -18,27 +18,27 @@ class TensorBoardFiles:
     There an epoch's numbers are named epoch_..., apart from those of its last step.
     """
 
-    def __init__(self, folder: Path, events: list[dict[str, Any]]):
+    def __init__(self, folder: Path, events: Events):
         shutil.rmtree(folder, ignore_errors=True)
         self._writers = {name: tf.summary.create_file_writer(str(folder / name)) for name in ("train", "validation")}
         for event in events:
             self.write(event)
 
-    def write(self, event: dict[str, Any]) -> None:
+    def write(self, event: Event) -> None:
         with as_os_error(tf.errors.OpError):
             self._write(event)
 
-    def _write(self, event: dict[str, Any]) -> None:
-        for name, value in event.items():
-            if name in _NOT_CURVES or not isinstance(value, int | float):
-                continue
-            if name.startswith("val_"):
-                with self._writers["validation"].as_default(step=event["step"]):
-                    tf.summary.scalar(name.removeprefix("val_"), value)
-            elif event["event"] in _PREFIXES:
-                with self._writers["train"].as_default(step=event["step"]):
-                    tf.summary.scalar(_PREFIXES[event["event"]] + name, value)
-        if event["event"] != "step":
+    def _write(self, event: Event) -> None:
+        with self._writers["validation"].as_default(step=event.step):
+            for name, value in (event.validation or {}).items():
+                if _fits_float32(value):
+                    tf.summary.scalar(name, value)
+        if isinstance(event, StepEvent | EpochEvent):
+            with self._writers["train"].as_default(step=event.step):
+                for name, value in event.as_dict().items():
+                    if name not in _NOT_CURVES and not name.startswith("val_") and _fits_float32(value):
+                        tf.summary.scalar(_PREFIXES[event.kind] + name, value)
+        if not isinstance(event, StepEvent):
             for writer in self._writers.values():
                 writer.flush()
 
@@ -48,3 +48,8 @@ class TensorBoardFiles:
     def __exit__(self, *exception: object) -> None:
         for writer in self._writers.values():
             writer.close()
+
+
+def _fits_float32(value: object) -> bool:
+    """Whether TensorBoard can hold the value: a perplexity can be beyond its float32."""
+    return isinstance(value, int | float) and abs(value) <= tf.float32.max
