@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tf_mlm import __version__
-from tf_mlm.config import TrainingConfig
+from tf_mlm.config import Config, TrainingConfig
 from tf_mlm.errors import Refused
 
 # XLA clusters only the element-wise ops; oneDNN keeps the matrix products, which whole-graph XLA would take from it.
@@ -178,3 +178,38 @@ def versions() -> dict[str, str]:
     return {"tf_mlm": __version__, "python": platform.python_version()} | {
         package: version(package) for package in packages
     }
+
+
+class Machine(NamedTuple):
+    """How a training uses the machine.
+
+    Attributes:
+        xla: "step", "clusters" or "off", see `choose_xla`.
+        strategy: the `tf.distribute` strategy.
+    """
+
+    precision: Precision
+    xla: str
+    strategy: Any
+
+
+def set_up(config: Config) -> Machine:
+    """Choose precision, XLA and devices, and set Keras' precision policy and seeds: before a model is built.
+
+    Raises:
+        Refused: the devices do not exist, or the batch cannot be divided among them.
+    """
+    import tf_keras as keras
+
+    training = config.training
+    precision = choose_precision(training.precision)
+    keras.mixed_precision.set_global_policy(precision.policy)  # has no effect on a model that exists
+    keras.utils.set_random_seed(training.seed)
+    strategy = choose_strategy(config.distribution.strategy)
+    parts = training.accumulate_steps * strategy.num_replicas_in_sync
+    if training.batch_size % parts:
+        raise Refused(
+            f"training.batch_size = {training.batch_size}: must be a multiple of {parts} (training.accumulate_steps x "
+            f"{strategy.num_replicas_in_sync} devices)"
+        )
+    return Machine(precision, choose_xla(training.xla), strategy)

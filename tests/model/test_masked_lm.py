@@ -284,7 +284,7 @@ def test_two_epochs_of_fit_trace_each_function_once():
     model.build_in_name_scope()
     optimizer = build_optimizer(OptimizerConfig(learning_rate=1e-2), 6, "float32")
     compile_model(model, optimizer=optimizer, accumulate_steps=2, clip_norm=1.0)
-    model.fit_from(0, 3, x=fit_data(6), epochs=2, validation_data=fit_data(2))
+    model.fit(fit_data(6), steps_per_epoch=3, epochs=2, validation_data=fit_data(2), verbose=0)
     history = model.history.history
     assert model.traces == 2
     assert int(optimizer.iterations) == 6
@@ -293,14 +293,15 @@ def test_two_epochs_of_fit_trace_each_function_once():
     assert history["val_loss"][1] < history["val_loss"][0] < 6
 
 
-def test_fit_from_a_step_runs_what_is_left_and_leaves_fit_as_it_was():
+def test_a_resumed_fit_runs_the_remaining_steps_and_the_next_fit_starts_over():
     model = compile_model(build(tiny_config("distilbert")), optimizer=keras.optimizers.legacy.SGD(1e-3))
     seen: list[tuple[str, int]] = []
     watch = keras.callbacks.LambdaCallback(
         on_epoch_begin=lambda epoch, logs: seen.append(("epoch", epoch)),
         on_train_batch_begin=lambda batch, logs: seen.append(("batch", batch)),
     )
-    model.fit_from(5, 4, x=fit_data(100), epochs=3, callbacks=[watch])
+    model.resume_at(5, steps_per_epoch=4)
+    model.fit(fit_data(100), steps_per_epoch=4, epochs=3, callbacks=[watch], verbose=0)
     batches = [[("batch", 1), ("batch", 2), ("batch", 3)], [("batch", i) for i in range(4)]]
     assert seen == [("epoch", 1), *batches[0], ("epoch", 2), *batches[1]]
     assert int(model.optimizer.iterations) == 7

@@ -222,7 +222,7 @@ def _train_or_resume(config: Config, arguments: argparse.Namespace, overrides: d
     from tf_mlm.training.train import plan, train
 
     if arguments.plan:
-        return plan(config, path)
+        return plan(config, RunDirectory(path))
     run = RunDirectory.create(path)
     try:
         train(config, run)
@@ -252,7 +252,7 @@ def _resume(path: Path, arguments: argparse.Namespace, overrides: dict[str, Any]
         from tf_mlm.training.train import plan, train
 
         if arguments.plan:
-            return plan(config, path)
+            return plan(config, run)
         train(config, run)
     finally:
         run.release()
@@ -481,8 +481,8 @@ def _export_as(kind: str, name: str, output: Path, folder: Path) -> str:
 
 
 def _export_for_hub(arguments: argparse.Namespace, folder: Path) -> str:
+    from tf_mlm.export.huggingface import export_for_hub
     from tf_mlm.run.directory import RunDirectory
-    from tf_mlm.training.train import export_for_hub
 
     run = RunDirectory(Path(arguments.model))
     export_for_hub(run, folder)

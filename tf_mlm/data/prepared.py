@@ -49,6 +49,15 @@ class PreparedData:
             batch_size=config.training.batch_size,
         )
 
+    def count_tokens(self, config: Config, first_batch: int, end_batch: int) -> int:
+        from tf_mlm.data.pipeline import rows_of_batch
+
+        rows = [
+            rows_of_batch(self.train_rows, config.training.batch_size, config.training.seed, batch)
+            for batch in range(first_batch, end_batch)
+        ]
+        return int(sum(self.train.lengths[each].sum() for each in rows))
+
 
 def prepare_data(config: Config, corpus: Corpus, tokenizer: Any) -> PreparedData:
     """Tokenise both splits and draw their rows.

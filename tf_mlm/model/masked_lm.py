@@ -71,12 +71,14 @@ class MaskedPositionsHead(keras.Model):
             optimizer: Any = getattr(self.optimizer, "inner_optimizer", self.optimizer)
             optimizer._create_all_weights(self.trainable_variables)
 
-    def fit_from(self, step: int, steps_per_epoch: int, **arguments: Any) -> None:
-        """`fit` from update `step` on, be it in the middle of an epoch; `x` begins there too."""
+    def resume_at(self, step: int, steps_per_epoch: int) -> None:
+        """Let the next `fit` begin after update `step`, in the middle of an epoch if need be; its `x` begins there."""
         self._first_position = divmod(step, steps_per_epoch)
+
+    def fit(self, *arguments: Any, **options: Any) -> keras.callbacks.History:
         self.create_optimizer_weights()
         try:
-            self.fit(steps_per_epoch=steps_per_epoch, initial_epoch=self._first_position[0], verbose=0, **arguments)
+            return super().fit(*arguments, **options)
         finally:
             self._first_position = None
 

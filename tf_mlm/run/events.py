@@ -60,7 +60,11 @@ class Event:
         known = {each.name for each in fields(cls)} - {"validation"}
         for name, value in values.items():
             is_number = value is None or isinstance(value, int | float)
-            if name not in ("event", "fills", "sequences", "rolled_back") and name in known and not is_number:
+            if (
+                name not in ("event", "fills", "sequences", "schedule", "rolled_back")
+                and name in known
+                and not is_number
+            ):
                 raise ValueError(f"{name} = {value!r} is not a number")
         validation = {
             metric.name: values[_VALIDATION + metric.name] for metric in METRICS if _VALIDATION + metric.name in values
@@ -87,6 +91,7 @@ class StartEvent(Event):
     num_warmup_steps: int = 0
     mlm_probability: float | None = None
     validation_mlm_probability: float | None = None
+    schedule: list[tuple[int, float]] | None = None
     matmul_peak_tokens_per_second: float | None = None
     fills: Fills | None = None
 

@@ -1,5 +1,6 @@
 """The model card: README.md of a run directory, every word of it filled from the run."""
 
+import json
 import math
 import re
 import shlex
@@ -11,8 +12,9 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from tf_mlm import hub
-from tf_mlm.config import Config, setting_fields
+from tf_mlm.config import Config, load_config, setting_fields
 from tf_mlm.model.metrics import METRICS
+from tf_mlm.run.directory import RunDirectory
 from tf_mlm.run.events import Event, Events, finite_or_none
 
 _ARCHITECTURES = {"distilbert": "DistilBert", "bert": "Bert", "roberta": "Roberta", "albert": "Albert"}
@@ -59,6 +61,24 @@ class RunReport:
     environment: dict[str, Any]
     new_weights: list[str]
     takes_strings: bool
+
+
+def load_report(run: RunDirectory, events: Events | None = None, takes_strings: bool = False) -> RunReport:
+    environment = json.loads(run.environment_path.read_text())
+    config, events = load_config(run.config_path), events or run.read_events()
+    fills = zip(config.training.example_sentences, events.start.fills, events.end.fills, strict=True)
+    return RunReport(
+        run_name=run.name,
+        config=config,
+        events=events,
+        num_parameters=environment["num_parameters"],
+        model_type=json.loads((run.model_path / "config.json").read_text())["model_type"],
+        data=environment["data"],
+        examples=[Example(*fill) for fill in fills],
+        environment=environment,
+        new_weights=environment["new_weights"],
+        takes_strings=takes_strings,
+    )
 
 
 def build_model_card(report: RunReport, for_hub: bool = False) -> str:

@@ -1,0 +1,87 @@
+"""What a run does once before its first step."""
+
+import math
+import platform
+from typing import Any
+
+from tf_mlm import runtime
+from tf_mlm.data.masking import VALIDATION_PROBABILITY
+from tf_mlm.errors import Refused
+from tf_mlm.inference.fill_mask import fill_masks
+from tf_mlm.model.matmul_peak import measure_matmul_peak
+from tf_mlm.model.metrics import LOSS, metric_values
+from tf_mlm.run.checkpoint import Progress
+from tf_mlm.run.events import Fills, StartEvent
+from tf_mlm.training.callbacks.best_model import save_best_model
+from tf_mlm.training.job import Job
+from tf_mlm.training.plan import disk_bytes, step_products_of
+
+_NUM_FILLS = 5
+_SCHEDULE_POINTS = 200  # of the curve of the learning rate
+
+
+def begin(job: Job, progress: Progress) -> None:
+    """Check the disk and record the environment; validate a new run's model before training, and keep it as the best.
+
+    Raises:
+        Refused: the disk is too small, or the loss before training is not finite.
+    """
+    job.run.check_disk(disk_bytes(job))
+    job.run.write_environment(_environment(job, progress) | {"curve": str(job.run.choose_curve())})
+    if progress.metrics_bytes == 0:
+        print("validating the model before training", flush=True)
+        start = _start_event(job)
+        save_best_model(job.model, job.tokenizer, job.run.model_path)
+        job.run.append_event(start)
+
+
+def fill_examples(job: Job, model: Any, tokenizer: Any) -> Fills:
+    """For each example sentence, the most likely tokens of its first mask."""
+    return [
+        [(fill.token, fill.probability) for fill in fill_masks(model, tokenizer, sentence, _NUM_FILLS)[0]]
+        for sentence in job.config.training.example_sentences
+    ]
+
+
+def _start_event(job: Job) -> StartEvent:
+    config, length = job.config, job.length
+    validation = metric_values(job.model.evaluate(job.validation_dataset, verbose=0, return_dict=True))
+    if not math.isfinite(validation[LOSS.name]):
+        raise Refused(
+            f"model.name = {config.model.name!r}: its loss before training is not finite, its weights are damaged or "
+            "too large; choose another model, or set training.precision = 'float32'"
+        )
+    peak = None
+    if config.training.measure_matmul_peak:
+        seconds = measure_matmul_peak(step_products_of(job), job.machine.precision.name)
+        peak = round(config.training.batch_size * config.data.sequence_length / seconds, 1)
+    every = max(length.num_train_steps // _SCHEDULE_POINTS, 1)
+    steps = sorted({*range(0, length.num_train_steps, every), length.num_warmup_steps, length.num_train_steps - 1})
+    return StartEvent(
+        validation=validation,
+        unigram_entropy=job.data.unigram_entropy,
+        mlm_probability=config.masking.mlm_probability,
+        validation_mlm_probability=VALIDATION_PROBABILITY,
+        steps_per_epoch=length.steps_per_epoch,
+        num_train_steps=length.num_train_steps,
+        num_warmup_steps=length.num_warmup_steps,
+        schedule=[(step + 1, float(job.schedule(step))) for step in steps],
+        matmul_peak_tokens_per_second=peak,
+        fills=fill_examples(job, job.model, job.tokenizer),
+    )
+
+
+def _environment(job: Job, progress: Progress) -> dict[str, Any]:
+    machine = job.machine
+    return runtime.versions() | {
+        "platform": platform.platform(),
+        "processor": runtime.processor()[0],
+        "precision": machine.precision.name,
+        "precision_reason": machine.precision.reason,
+        "xla": machine.xla,
+        "num_replicas": machine.strategy.num_replicas_in_sync,
+        "num_parameters": job.model.count_params(),
+        "new_weights": job.newly_initialized,
+        "data": job.data.facts,
+        "fingerprint": progress.fingerprint,
+    }

@@ -1,0 +1,109 @@
+"""Saves checkpoints, and stops training after one when a signal asks for it."""
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import safetensors
+import tf_keras as keras
+
+from tf_mlm.config import CheckpointConfig
+from tf_mlm.errors import NonFiniteLoss, as_os_error
+from tf_mlm.run.checkpoint import Progress, model_variables, restore_variables, save_checkpoint
+from tf_mlm.run.directory import RunDirectory
+from tf_mlm.training.callbacks.metrics_log import MetricsLog
+from tf_mlm.training.callbacks.stop_signals import StopSignals
+
+
+class Checkpoints(keras.callbacks.Callback):
+    """Saves a checkpoint at the intervals of `config`, and when SIGINT or SIGTERM arrives.
+
+    Before the first step there is nothing to save, and a signal ends the process at once.
+
+    Args:
+        progress: how far the run had come before this `fit`.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        log: MetricsLog,
+        signals: StopSignals,
+        config: CheckpointConfig,
+        *,
+        steps_per_epoch: int,
+        progress: Progress,
+    ):
+        super().__init__()
+        self._supports_tf_logs = True
+        self._run = run
+        self._log = log
+        self._signals = signals
+        self._config = config
+        self._steps_per_epoch = steps_per_epoch
+        self._before = progress
+        self._start = self._last_save = time.monotonic()
+
+    def progress(self) -> Progress:
+        """How far the run has come."""
+        log = self._log
+        return replace(
+            self._before,
+            step=log.step,
+            logged_sums=log.logged_sums,
+            metrics_bytes=self._run.metrics_path.stat().st_size,
+            seconds=self._before.seconds + time.monotonic() - self._start,
+            epoch_seconds=log.epoch_seconds,
+            skipped_steps=log.skipped_steps,
+            bad_steps=log.bad_steps,
+        )
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._signals.handle()
+        is_due = time.monotonic() - self._last_save >= self._config.every_minutes * 60
+        is_due |= self._config.every_steps > 0 and self._log.step % self._config.every_steps == 0
+        is_due &= not self._log.bad_steps  # a run rolls back to before the bad steps
+        # At the end of an epoch validation comes first, so that no checkpoint lies between the two.
+        if (is_due or self._signals.received) and not self._is_epoch_end(batch):
+            self.save()
+            self._stop_if_asked()
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        # Validation is about to clear the epoch's sums and use the metrics for its own.
+        self._train_sums = {name: variable.numpy() for name, variable in model_variables(self.model, "metric").items()}
+
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self._signals.received:
+            restore_variables(model_variables(self.model, "metric"), self._train_sums)
+            self.save()
+            self._stop_if_asked()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if self._signals.received or time.monotonic() - self._last_save >= 60:
+            self.save()
+            self._stop_if_asked()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self.save()
+        self._stop_if_asked()
+
+    def save(self) -> None:
+        try:
+            with as_os_error(safetensors.SafetensorError):
+                save_checkpoint(
+                    self._run.checkpoints_path,
+                    self.progress(),
+                    model_variables(self.model),
+                    self._config.keep,
+                    self._run.model_path,
+                )
+        except NonFiniteLoss:
+            if not self._signals.received:  # otherwise the run stops, and resumes from the checkpoint before
+                raise
+        self._last_save = time.monotonic()
+
+    def _is_epoch_end(self, batch: int) -> bool:
+        return batch + 1 == self._steps_per_epoch or self.model.stop_training
+
+    def _stop_if_asked(self) -> None:
+        self._signals.raise_if_received(self._log.step, self._run.path)

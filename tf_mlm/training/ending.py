@@ -1,0 +1,75 @@
+"""What a run does once after its last step: export the best model, write the model card, record the end."""
+
+import errno
+import os
+import shutil
+
+import tensorflow as tf
+
+from tf_mlm.atomic_files import atomic_directory, write_atomically
+from tf_mlm.errors import as_os_error
+from tf_mlm.export.saved_model import export_saved_model
+from tf_mlm.model.loading import load_trained
+from tf_mlm.model.metrics import LOSS, PERPLEXITY, metric_values
+from tf_mlm.run.checkpoint import Progress
+from tf_mlm.run.events import EndEvent, EpochEvent, Events, StartEvent
+from tf_mlm.run.model_card import build_model_card, load_report
+from tf_mlm.training.beginning import fill_examples
+from tf_mlm.training.job import Job
+
+
+def export(job: Job, progress: Progress) -> None:
+    """Export the best model and write the card. The end event comes last; the checkpoints are removed after it."""
+    config, run = job.config, job.run
+    model, tokenizer = load_trained(str(run.model_path))
+    with as_os_error(tf.errors.OpError), atomic_directory(run.saved_model_path) as temporary:
+        why_no_strings = export_saved_model(model, tokenizer, temporary)
+    if why_no_strings:
+        print(f"export     {why_no_strings}")
+    events = run.read_events()
+    best, last = events.best, events.epochs[-1] if events.epochs else None
+    if best is None or last is None:  # the directory is gone; TensorFlow has created it anew
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(run.metrics_path))
+    patience = config.training.early_stopping_patience
+    end = EndEvent(
+        epoch=last.epoch,
+        step=last.step,
+        best_epoch=best.epoch,
+        best_val_loss=best.val_loss,
+        seconds=round(progress.seconds, 3),
+        skipped_steps=progress.skipped_steps,
+        num_tokens=job.tokens_seen(progress),
+        stopped_early=last.step < job.length.num_train_steps and events.has_stopped_early(patience),
+        rolled_back=progress.rolled_back,
+        fills=fill_examples(job, model, tokenizer),
+    )
+    report = load_report(run, Events([*events, end]), takes_strings=not why_no_strings)
+    write_atomically(run.path / "README.md", build_model_card(report))
+    run.append_event(end)
+    shutil.rmtree(run.checkpoints_path, ignore_errors=True)
+    print(_describe_end(job, best, last, end))
+
+
+def _describe_end(job: Job, best: StartEvent | EpochEvent, last: EpochEvent, end: EndEvent) -> str:
+    config, path = job.config.training, job.run.path
+    lines = []
+    if end.stopped_early:
+        lines.append(
+            f"stopped    after epoch {last.epoch} of {job.length.epochs}: val_loss has not improved for "
+            f"{config.early_stopping_patience} epochs (training.early_stopping_patience)"
+        )
+    values = metric_values({**(best.validation or {})}) if best.validation else {}
+    result = f"val_loss {LOSS.show(values.get(LOSS.name))}, perplexity {PERPLEXITY.show(values.get(PERPLEXITY.name))}"
+    if best.epoch == 0:
+        lines.append(
+            f"warning    no epoch was better than the model before training ({result}; after the last epoch val_loss "
+            f"{LOSS.show(last.val_loss)}): model/ and saved_model/ hold the starting model; lower "
+            "optimizer.learning_rate, or train on more text"
+        )
+    sentence = next(iter(config.example_sentences), "This is a great [MASK].")
+    lines += [
+        f"finished   {path}: best epoch {best.epoch} of {last.epoch}, {result}",
+        f"           loss.png, README.md (model card), model/, saved_model/; curve in {job.run.choose_curve()}",
+        f'try        python -m tf_mlm fill-mask {path} "{sentence}"',
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,27 @@
+"""A hash of everything that decides the numbers of a run."""
+
+import json
+from dataclasses import asdict
+
+import xxhash
+
+from tf_mlm.training.job import Job
+
+
+def fingerprint(job: Job) -> str:
+    """Hash of settings, precision, text, vocabulary and starting weights.
+
+    The text counts by its content: the same files under another path are the same data.
+    """
+    decisive = asdict(job.config)
+    decisive.pop("checkpoint")
+    decisive["training"].pop("log_every")
+    decisive["data"].pop("dataset")
+    digest = xxhash.xxh3_128()
+    digest.update(
+        json.dumps([decisive, job.machine.precision.name, job.data.facts["fingerprint"]], sort_keys=True).encode()
+    )
+    digest.update(job.tokenizer.backend_tokenizer.to_str().encode())
+    for weight in job.model.weights:
+        digest.update(weight.numpy().tobytes())
+    return digest.hexdigest()

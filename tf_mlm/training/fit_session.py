@@ -1,0 +1,109 @@
+"""The callbacks of one `model.fit`, in their order, and the files and handlers that they hold open."""
+
+import contextlib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import tf_keras as keras
+
+from tf_mlm.errors import Interrupted, NonFiniteLoss
+from tf_mlm.model.metrics import metric_values
+from tf_mlm.run.checkpoint import Progress
+from tf_mlm.run.tensorboard import TensorBoardFiles
+from tf_mlm.training.callbacks.best_model import BestModel
+from tf_mlm.training.callbacks.checkpoints import Checkpoints
+from tf_mlm.training.callbacks.curves import Curves
+from tf_mlm.training.callbacks.early_stopping import EarlyStopping
+from tf_mlm.training.callbacks.metrics_log import MetricsLog
+from tf_mlm.training.callbacks.progress_lines import ProgressLines
+from tf_mlm.training.callbacks.resumed_epoch import ResumedEpoch
+from tf_mlm.training.callbacks.stop_signals import StopSignals
+from tf_mlm.training.job import Job
+
+
+class FitSession:
+    """One `fit` from `progress` on. A context manager: leaving it closes files and restores signal handlers.
+
+    Attributes:
+        callbacks: for `model.fit`, in the order in which Keras calls them.
+    """
+
+    def __init__(self, job: Job, progress: Progress, user_callbacks: Sequence[keras.callbacks.Callback] = ()):
+        config, run, length = job.config, job.run, job.length
+        events = run.read_events()
+        self._job, self._first = job, progress
+        self._lines = ProgressLines(length.num_train_steps, length.epochs, progress.step)
+        self._board = TensorBoardFiles(run.tensorboard_path, events)
+        self._signals = StopSignals()
+        self._curves = Curves(run)
+        log = MetricsLog(
+            [run.append_event, self._board.write, self._lines.show],
+            progress=progress,
+            schedule=job.schedule,
+            count_tokens=lambda first, end: job.count_tokens(progress, first, end),
+            positions_per_step=config.training.batch_size * config.data.sequence_length,
+            steps_per_epoch=length.steps_per_epoch,
+            num_train_steps=length.num_train_steps,
+            log_every=config.training.log_every,
+            max_bad_steps=config.training.max_bad_steps,
+            matmul_peak=events.start.matmul_peak_tokens_per_second if events.start else None,
+        )
+        self._checkpoints = Checkpoints(
+            run, log, self._signals, config.checkpoint, steps_per_epoch=length.steps_per_epoch, progress=progress
+        )
+        self.callbacks = [
+            ResumedEpoch(progress, length.steps_per_epoch, job.model),  # first: the log reads the sums it restores
+            log,  # writes the events that the callbacks below read
+            BestModel(run.model_path, job.tokenizer, events.best.val_loss if events.best else math.inf),
+            self._curves,
+            self._lines,
+            EarlyStopping(run, config.training.early_stopping_patience),
+            *user_callbacks,
+            self._checkpoints,  # last: a checkpoint holds what all others have done, and a signal ends the run after it
+        ]
+
+    def __enter__(self) -> "FitSession":
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.closing(self._lines))
+            stack.enter_context(self._board)
+            stack.enter_context(self._signals)
+            if self._first.metrics_bytes == 0:
+                self._checkpoints.set_model(self._job.model)
+                self._checkpoints.save()  # so that a run can always roll back
+            if (self._job.run.path / "loss.png").exists():
+                self._curves.draw()  # it may show events that were cut
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        with self._stack:
+            if isinstance(error, Interrupted | NonFiniteLoss):
+                self._curves.draw()
+            if isinstance(error, NonFiniteLoss):
+                error.progress = self.progress()
+        if error is None:
+            self._signals.raise_if_received(self.progress().step, self._job.run.path)  # since the last step
+
+    def progress(self) -> Progress:
+        """How far the run has come."""
+        return self._checkpoints.progress()
+
+    def finish_epoch(self) -> None:
+        """Validate and close an epoch whose last update was made before the run was stopped, if there is one."""
+        job, step = self._job, self._first.step
+        epochs = job.run.read_events().epochs
+        is_epoch_end = step % job.length.steps_per_epoch == 0 or step == job.length.num_train_steps
+        if not step or not is_epoch_end or (epochs and epochs[-1].step >= step):
+            return
+        logs = metric_values({metric.name: metric.result() for metric in job.model.metrics})
+        every = keras.callbacks.CallbackList(self.callbacks, model=job.model)
+        every.on_epoch_begin(len(epochs))
+        results = job.model.evaluate(job.validation_dataset, verbose=0, return_dict=True, callbacks=every)
+        every.on_epoch_end(len(epochs), logs | {f"val_{name}": value for name, value in results.items()})
+
+    def is_complete(self) -> bool:
+        """Whether no update is left to make."""
+        config, length = self._job.config.training, self._job.length
+        has_stopped_early = self._job.run.read_events().has_stopped_early(config.early_stopping_patience)
+        return self._first.step >= length.num_train_steps or has_stopped_early

@@ -1,0 +1,63 @@
+"""What the steps of one training share."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from tf_mlm import runtime
+from tf_mlm.config import Config
+from tf_mlm.data.prepared import PreparedData
+from tf_mlm.model.optimizer import WarmUp, build_schedule
+from tf_mlm.run.checkpoint import Progress
+from tf_mlm.run.directory import RunDirectory
+from tf_mlm.training.length import RunLength
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: its settings, its run directory and everything that was loaded and built for it.
+
+    Attributes:
+        newly_initialized: names of the weights that the starting checkpoint does not hold.
+    """
+
+    config: Config
+    run: RunDirectory
+    machine: runtime.Machine
+    tokenizer: Any
+    data: PreparedData
+    model: Any
+    newly_initialized: list[str]
+    length: RunLength
+
+    @cached_property
+    def schedule(self) -> WarmUp:
+        return build_schedule(self.config.optimizer, self.length.num_train_steps)
+
+    @cached_property
+    def validation_dataset(self) -> Any:
+        return self.data.validation_dataset(self.config, self.tokenizer)
+
+    def train_dataset(self, progress: Progress) -> Any:
+        """The batches that are left, from the first one after `progress`."""
+        last_batch = progress.next_batch + self.length.num_train_steps - progress.step
+        epochs = -(-last_batch // self.length.steps_per_epoch)
+        return self.data.train_dataset(self.config, self.tokenizer, epochs, progress.next_batch)
+
+    def count_tokens(self, progress: Progress, first_step: int, end_step: int) -> int:
+        """Real tokens of the updates from `first_step` up to `end_step`, counted from 0, padding left out.
+
+        Args:
+            progress: of the present `fit`; after a rollback its batches are ahead of the steps.
+        """
+        ahead = progress.next_batch - progress.step
+        return self.data.count_tokens(self.config, first_step + ahead, end_step + ahead)
+
+    def tokens_seen(self, progress: Progress) -> int:
+        """Real tokens of all updates of the run, those that a rollback has undone left out."""
+        if progress.rolled_back is None:
+            return self.data.count_tokens(self.config, 0, progress.step)
+        bad_step, good_step = progress.rolled_back
+        return self.data.count_tokens(self.config, 0, good_step) + self.data.count_tokens(
+            self.config, bad_step, progress.next_batch
+        )

@@ -1,0 +1,93 @@
+"""Where a `fit` begins: at the start of the run, at the newest checkpoint, or at the one a failed run rolls back to."""
+
+from dataclasses import replace
+from typing import Any
+
+from tf_mlm.data.pipeline import rows_of_batch
+from tf_mlm.errors import NonFiniteLoss
+from tf_mlm.run.checkpoint import (
+    Progress,
+    load_checkpoint,
+    model_variables,
+    restore_best_model,
+    restore_variables,
+    save_checkpoint,
+)
+from tf_mlm.run.events import NonFiniteEvent
+from tf_mlm.training.fingerprint import fingerprint
+from tf_mlm.training.job import Job
+
+_SEQUENCES_SHOWN = 100  # in an error message; metrics.jsonl lists all
+
+
+def restore(job: Job) -> Progress:
+    """Assign the newest checkpoint, if there is one, to the variables of the model and the optimizer.
+
+    Events after the checkpoint are cut: the run writes them again.
+
+    Returns: how far the run has come.
+    """
+    run_fingerprint = fingerprint(job)
+    checkpoint = load_checkpoint(job.run.checkpoints_path, run_fingerprint)
+    if checkpoint is None:
+        job.run.cut_events(0)
+        return Progress(0, (0.0, 0.0), metrics_bytes=0, seconds=0.0, fingerprint=run_fingerprint)
+    progress, arrays = checkpoint
+    restore_variables(model_variables(job.model), arrays)
+    job.run.cut_events(progress.metrics_bytes)
+    print(f"resumed    at step {progress.step:,}", flush=True)
+    return progress
+
+
+def roll_back(job: Job, error: NonFiniteLoss) -> Progress:
+    """Restore the newest checkpoint from before the bad steps; the data of the bad steps is skipped.
+
+    The checkpoint is written again with that, so that an interrupted run repeats it exactly.
+
+    Raises:
+        NonFiniteLoss: the run has rolled back before.
+    """
+    config, run, data = job.config, job.run, job.data
+    failed: Progress = error.progress
+    sequences = [
+        int(row)
+        for batch in range(failed.next_batch - error.num_steps, failed.next_batch)
+        for row in rows_of_batch(data.train_rows, config.training.batch_size, config.training.seed, batch)
+    ]
+    reason = f"{error}{_describe_sequences(sequences, job)}"
+    if failed.rolled_back:
+        run.append_event(NonFiniteEvent(step=failed.step, sequences=sequences))
+        raise NonFiniteLoss(
+            f"{reason}; the run had already rolled back from step {failed.rolled_back[0]} to {failed.rolled_back[1]}; "
+            "lower optimizer.learning_rate or set training.precision = 'float32', and start a new run"
+        )
+    checkpoint = load_checkpoint(run.checkpoints_path, failed.fingerprint, before_bad_steps=True)
+    if checkpoint is None:
+        raise OSError(f"{run.checkpoints_path}: the checkpoints no longer exist")
+    good, arrays = checkpoint
+    restore_variables(model_variables(job.model), arrays)
+    restore_best_model(run.checkpoints_path, good, run.model_path)  # the present one may be of an epoch that is cut
+    run.cut_events(good.metrics_bytes)
+    progress = replace(
+        good,
+        seconds=failed.seconds,
+        skipped_steps=failed.skipped_steps,
+        bad_steps=0,
+        rolled_back=(failed.step, good.step),
+    )
+    save_checkpoint(run.checkpoints_path, progress, model_variables(job.model), config.checkpoint.keep, run.model_path)
+    print(
+        f"rolled back to step {good.step:,}: {reason}; skipping the bad batches; another failure ends the run",
+        flush=True,
+    )
+    return progress
+
+
+def _describe_sequences(sequences: list[int], job: Job) -> str:
+    """Which training sequences the failing steps had, and how the first of them begins."""
+    if not sequences:
+        return ""
+    shown = ", ".join(map(str, sequences[:_SEQUENCES_SHOWN]))
+    more = f" and {len(sequences) - _SEQUENCES_SHOWN} more" if len(sequences) > _SEQUENCES_SHOWN else ""
+    beginning: Any = job.tokenizer.decode(job.data.train.input_ids[sequences[0]][:12], skip_special_tokens=True)
+    return f", on the training sequences {shown}{more} (the first begins with {beginning!r})"
