@@ -59,6 +59,9 @@ def prepare(training: TrainingConfig, verbose: bool = False) -> None:
         import tf_keras  # noqa: F401
         import transformers
 
+        if number := int(os.environ.get("TF_MLM_LOGICAL_DEVICES", 0)):  # for tests of several devices
+            cpu = tf.config.list_physical_devices("CPU")[0]
+            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * number)
         tf.zeros(1)  # the first op finds the devices, and prints what it finds
     if not verbose:
         tf.get_logger().setLevel("ERROR")

@@ -29,21 +29,21 @@ def fill_at(patch: pytest.MonkeyPatch, disk: Disk, owner: Any, method: str, call
 
 
 def checkpoint_of_step_18() -> tuple[Any, str, int]:
-    from tf_mlm.training.callbacks import Checkpoints
+    from tf_mlm.training.callbacks.checkpoints import Checkpoints
 
     return Checkpoints, "save", 3
 
 
 def plot_of_epoch_2() -> tuple[Any, str, int]:
-    from tf_mlm.training.callbacks import Curves
+    from tf_mlm.training.callbacks.curves import Curves
 
     return Curves, "draw", 2
 
 
 def model_of_epoch_2() -> tuple[Any, str, int]:
-    from tf_mlm.training import callbacks
+    from tf_mlm.training.callbacks import best_model
 
-    return callbacks, "save_model", 2
+    return best_model, "save_model", 3
 
 
 def event_of_step_16() -> tuple[Any, str, int]:
@@ -59,15 +59,15 @@ def curves_for_tensorboard() -> tuple[Any, str, int]:
 
 
 def export() -> tuple[Any, str, int]:
-    from tf_mlm.training import train as recipe
+    from tf_mlm.training import ending
 
-    return recipe, "export_saved_model", 1
+    return ending, "export_saved_model", 1
 
 
 def model_card() -> tuple[Any, str, int]:
-    from tf_mlm.training import train as recipe
+    from tf_mlm.training import ending
 
-    return recipe, "build_model_card", 1
+    return ending, "build_model_card", 1
 
 
 def fills_and_goes_on(

@@ -206,13 +206,14 @@ def test_a_home_that_cannot_be_written_changes_nothing(
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["checkpoint", "plot", "export"])
 def test_an_output_folder_that_vanishes_ends_the_run_with_4(tmp_path: Path, capsys: Capture, moment: str) -> None:
-    from tf_mlm.training import callbacks
-    from tf_mlm.training import train as recipe
+    from tf_mlm.training import ending
+    from tf_mlm.training.callbacks.checkpoints import Checkpoints
+    from tf_mlm.training.callbacks.curves import Curves
 
     owner, name = {
-        "checkpoint": (callbacks.Checkpoints, "save"),
-        "plot": (callbacks.Curves, "draw"),
-        "export": (recipe, "export_saved_model"),
+        "checkpoint": (Checkpoints, "save"),
+        "plot": (Curves, "draw"),
+        "export": (ending, "export_saved_model"),
     }[moment]
     original = getattr(owner, name)
 
