@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -406,7 +407,72 @@ def test_early_stopping_ends_the_run_after_so_many_epochs_without_gain_and_keeps
     assert events[-1] == events[-1] | {"event": "end", "epoch": 3, "best_epoch": 1}
 
 
+def test_early_stopping_is_reported_with_its_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tf_mlm.model.optimizer import WarmUp
+
+    monkeypatch.setattr(WarmUp, "__call__", lambda self, step: 0.0 * step)  # no epoch is better than another
+    flags = ("--training.early_stopping_patience", "1", "--epochs", "9", "--optimizer.weight_decay_rate", "0")
+    assert train(tmp_path, *flags, "--output-dir", "RUN") == 0
+    said = capsys.readouterr().out
+    assert "stopped    after epoch 2 of 9: val_loss has not improved for 1 epochs" not in said
+    assert "stopped    after epoch 2 of 9: val_loss has not improved for 1 epoch (training.early_stopping" in said
+    assert read_metrics(tmp_path / "RUN")[-1]["stopped_early"] is True
+
+
+def test_tokens_count_neither_padding_nor_filler_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three documents, one a sequence of 512: 32 rows of 512 positions hold few real tokens."""
+    texts = ["a film about a sheriff", "a comedy", "we loved this long western about two cowboys"]
+    (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n")
+    flags = ("--dataset", "texts.txt", "--data.line_by_line", "true", "--data.sequence_length", "512")
+    flags += ("--data.validation_fraction", "0.34", "--model.vocab_size", "100", "--epochs", "2")
+    flags += ("--training.measure_matmul_peak", "true", "--training.log_every", "1", "--output-dir", "RUN")
+    assert train(tmp_path, *flags) == 0
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "RUN" / "model")
+    lengths = [len(tokenizer(text)["input_ids"]) for text in texts]
+    start, *_, epoch, end = read_metrics(tmp_path / "RUN")
+    facts = json.loads((tmp_path / "RUN" / "environment.json").read_text())["data"]
+    assert facts["train_tokens"] + facts["validation_tokens"] == sum(lengths)
+    assert end["num_tokens"] == 2 * facts["train_tokens"]
+    assert f"{2 * facts['train_tokens']:,} in training, padding not counted" in capsys.readouterr().out
+    positions_per_second = epoch["mfu"] * start["matmul_peak_tokens_per_second"]
+    assert positions_per_second / epoch["tokens_per_second"] == pytest.approx(16 * 512 / facts["train_tokens"], rel=0.1)
+
+
 # Runs that end early
+
+
+def test_a_loss_whose_perplexity_no_float_holds_ends_with_a_model_and_keeps_the_start_as_the_best(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--learning-rate", "0.99", "--model.dim", "256", "--output-dir", "RUN", "--training.log_every", "1")
+    with pytest.MonkeyPatch.context() as patch:
+        send_signal(patch, "on_train_batch_end", at_step=23)
+        assert train(tmp_path, *flags) == 143
+    assert train(tmp_path, *flags, "--resume") == 0  # TensorBoard's files are written again
+    start, *events, end = read_metrics(tmp_path / "RUN")
+    assert max(event["val_loss"] for event in events if event["event"] == "epoch") > 88.8
+    assert end["best_epoch"] == 0 and end["best_val_loss"] == start["val_loss"]
+    said = capsys.readouterr().out
+    assert "warning    no epoch was better than the model before training" in said
+    assert "best epoch 0 of 3" in said
+    assert "before training" in (tmp_path / "RUN" / "README.md").read_text()
+    with inside(tmp_path):
+        assert main(["evaluate", "RUN", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["loss"] == pytest.approx(start["val_loss"], rel=1e-6)
+
+
+def test_a_run_in_a_thread_trains_without_handling_signals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    codes: list[int] = []
+    flags = ("--training.num_train_steps", "4", "--output-dir", "RUN")
+    thread = threading.Thread(target=lambda: codes.append(train(tmp_path, *flags)))
+    thread.start()
+    thread.join()
+    assert codes == [0]
+    assert "signals    not handled: training does not run in the main thread" in capsys.readouterr().out
 
 
 def spoil_batches(patch: pytest.MonkeyPatch, *batches: int) -> None:
@@ -611,25 +677,6 @@ def test_a_disk_without_room_for_the_run_is_refused_before_training(
     assert said.err.splitlines()[-1].startswith("error: --output-dir RUN: 1.0 MiB are free where the run needs ")
     assert re.search(r"^disk +\d\.\d MiB at the peak, for 3 checkpoints and the model; ", said.out, re.M)
     assert not (tmp_path / "RUN").exists()
-
-
-def test_a_plots_folder_that_cannot_be_written_costs_no_run(
-    tensorflow: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from tf_mlm.config import Config
-    from tf_mlm.run.directory import RunDirectory
-    from tf_mlm.training.callbacks.curves import Curves
-
-    (tmp_path / "plots").write_text("a file")
-    with inside(tmp_path):
-        run = RunDirectory.create(Path("RUN"))
-        run.write_config(Config())
-        curves = Curves(run)
-        curves.draw()
-        curves.draw()
-    said = capsys.readouterr().out
-    assert said == "plots/RUN.png: cannot be written: File exists; the curve is in RUN/loss.png\n"
-    assert (tmp_path / "RUN" / "loss.png").exists() and (tmp_path / "plots").read_text() == "a file"
 
 
 SECOND_CTRL_C = """

@@ -52,4 +52,4 @@ class TensorBoardFiles:
 
 def _fits_float32(value: object) -> bool:
     """Whether TensorBoard can hold the value: a perplexity can be beyond its float32."""
-    return isinstance(value, int | float) and abs(value) <= tf.float32.max
+    return isinstance(value, int | float) and abs(value) <= float(tf.float32.max)

@@ -20,7 +20,7 @@ from tf_mlm.training.job import Job
 
 def export(job: Job, progress: Progress) -> None:
     """Export the best model and write the card. The end event comes last; the checkpoints are removed after it."""
-    config, run = job.config, job.run
+    run = job.run
     model, tokenizer = load_trained(str(run.model_path))
     with as_os_error(tf.errors.OpError), atomic_directory(run.saved_model_path) as temporary:
         why_no_strings = export_saved_model(model, tokenizer, temporary)
@@ -30,7 +30,6 @@ def export(job: Job, progress: Progress) -> None:
     best, last = events.best, events.epochs[-1] if events.epochs else None
     if best is None or last is None:  # the directory is gone; TensorFlow has created it anew
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(run.metrics_path))
-    patience = config.training.early_stopping_patience
     end = EndEvent(
         epoch=last.epoch,
         step=last.step,
@@ -39,7 +38,7 @@ def export(job: Job, progress: Progress) -> None:
         seconds=round(progress.seconds, 3),
         skipped_steps=progress.skipped_steps,
         num_tokens=job.tokens_seen(progress),
-        stopped_early=last.step < job.length.num_train_steps and events.has_stopped_early(patience),
+        stopped_early=last.step < job.length.num_train_steps,
         rolled_back=progress.rolled_back,
         fills=fill_examples(job, model, tokenizer),
     )
@@ -52,12 +51,13 @@ def export(job: Job, progress: Progress) -> None:
 
 def _describe_end(job: Job, best: StartEvent | EpochEvent, last: EpochEvent, end: EndEvent) -> str:
     config, path = job.config.training, job.run.path
+    patience = config.early_stopping_patience
     lines = []
     if end.stopped_early:
-        lines.append(
-            f"stopped    after epoch {last.epoch} of {job.length.epochs}: val_loss has not improved for "
-            f"{config.early_stopping_patience} epochs (training.early_stopping_patience)"
-        )
+        epochs = f"{patience} epoch{'s' * (patience > 1)}"
+        reason = f"val_loss has not improved for {epochs} (training.early_stopping_patience)"
+        reason = reason if patience else "a callback stopped it"
+        lines.append(f"stopped    after epoch {last.epoch} of {job.length.epochs}: {reason}")
     values = metric_values({**(best.validation or {})}) if best.validation else {}
     result = f"val_loss {LOSS.show(values.get(LOSS.name))}, perplexity {PERPLEXITY.show(values.get(PERPLEXITY.name))}"
     if best.epoch == 0:
