@@ -425,7 +425,7 @@ def test_tokens_count_neither_padding_nor_filler_rows(tmp_path: Path, capsys: py
     """Three documents, one a sequence of 512: 32 rows of 512 positions hold few real tokens."""
     texts = ["a film about a sheriff", "a comedy", "we loved this long western about two cowboys"]
     (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n")
-    flags = ("--dataset", "texts.txt", "--data.line_by_line", "true", "--data.sequence_length", "512")
+    flags: tuple[str, ...] = ("--dataset", "texts.txt", "--data.line_by_line", "true", "--data.sequence_length", "512")
     flags += ("--data.validation_fraction", "0.34", "--model.vocab_size", "100", "--epochs", "2")
     flags += ("--training.measure_matmul_peak", "true", "--training.log_every", "1", "--output-dir", "RUN")
     assert train(tmp_path, *flags) == 0

@@ -74,7 +74,7 @@ def _memory_bytes(job: Job) -> float:
     slots = sequences * num_slots(config.data.sequence_length, config.masking.mlm_probability)
     logits = _LOGITS_COPIES * 4 * slots * model_config.vocab_size
     added = (16 if is_float32 else 18) * int(job.model.count_params())
-    return peak_memory_bytes() + added + model_config.num_hidden_layers * per_layer + logits
+    return float(peak_memory_bytes() + added + model_config.num_hidden_layers * per_layer + logits)
 
 
 def peak_memory_bytes() -> int:

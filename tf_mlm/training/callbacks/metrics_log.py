@@ -108,7 +108,8 @@ class MetricsLog(keras.callbacks.Callback):
                 loss=(sums[0] - self.logged_sums[0]) / num_labels if num_labels else None,
                 learning_rate=self._learning_rate(),
                 skipped_steps=self.skipped_steps,
-                **self._speed(self._last_step, now - self._last_time),
+                tokens_per_second=self._tokens_per_second(self._last_step, now - self._last_time),
+                mfu=self._mfu(self._last_step, now - self._last_time),
             )
         )
         self.logged_sums, self._last_time, self._last_step = sums, now, self.step
@@ -118,6 +119,7 @@ class MetricsLog(keras.callbacks.Callback):
         if not math.isfinite(val_loss):
             raise NonFiniteLoss(f"the validation loss at step {self.step} (epoch {self._epoch}) is not finite")
         seconds = time.monotonic() - self._epoch_start
+        first_step = (self._epoch - 1) * self._steps_per_epoch
         self._emit(
             EpochEvent(
                 epoch=self._epoch,
@@ -127,7 +129,8 @@ class MetricsLog(keras.callbacks.Callback):
                 learning_rate=self._learning_rate(),
                 skipped_steps=self.skipped_steps,
                 seconds=round(seconds, 3),
-                **self._speed((self._epoch - 1) * self._steps_per_epoch, self.epoch_seconds),
+                tokens_per_second=self._tokens_per_second(first_step, self.epoch_seconds),
+                mfu=self._mfu(first_step, self.epoch_seconds),
             )
         )
         self._start_clock(0.0)
@@ -138,13 +141,14 @@ class MetricsLog(keras.callbacks.Callback):
     def _learning_rate(self) -> float:
         return float(self._schedule(self.step - 1))
 
-    def _speed(self, first_step: int, seconds: float) -> dict[str, float]:
-        seconds = max(seconds, 1e-9)
-        speed = {"tokens_per_second": round(self._count_tokens(first_step, self.step) / seconds, 1)}
-        if self._matmul_peak:
-            positions_per_second = (self.step - first_step) * self._positions_per_step / seconds
-            speed["mfu"] = round(positions_per_second / self._matmul_peak, 4)
-        return speed
+    def _tokens_per_second(self, first_step: int, seconds: float) -> float:
+        return round(self._count_tokens(first_step, self.step) / max(seconds, 1e-9), 1)
+
+    def _mfu(self, first_step: int, seconds: float) -> float | None:
+        if self._matmul_peak is None:
+            return None
+        positions_per_second = (self.step - first_step) * self._positions_per_step / max(seconds, 1e-9)
+        return round(positions_per_second / self._matmul_peak, 4)
 
     def _emit(self, event: Event) -> None:
         for sink in self._sinks:
