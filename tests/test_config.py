@@ -21,8 +21,10 @@ from tf_mlm.config import (
     OptimizerConfig,
     TrainingConfig,
     dump_config,
+    find_recipe,
     load_config,
     setting_fields,
+    suggest,
 )
 from tf_mlm.errors import Refused
 
@@ -94,7 +96,7 @@ def test_what_is_dumped_is_loaded_back_and_every_setting_has_its_comment(tmp_pat
     config = Config(
         model=ModelConfig(name="", dim=60, n_heads=5),
         data=DataConfig(dataset="a\nb \"c\" 'd' # \\ \x7f é", document="paragraph", validation_split=""),
-        masking=MaskingConfig("token", 0.2, 0.7, 0.3),
+        masking=MaskingConfig(0.2, 0.7, 0.3),
         training=TrainingConfig(seed=2**32 - 1, example_sentences=()),
         checkpoint=CheckpointConfig(every_minutes=1e16),
     )
@@ -196,7 +198,7 @@ def test_the_recipes_are_those_asked_for():
         (
             "[data]\nline_by_line = 1",
             "my.toml: data.line_by_line = 1: should be a valid boolean "
-            "(one document a sequence, padded, instead of documents joined and cut)",
+            "(one document per sequence, padded, instead of packed documents)",
         ),
         (
             "[model]\nrevision = 3",
@@ -211,7 +213,7 @@ def test_the_recipes_are_those_asked_for():
         (
             "[training]\nexample_sentences = 'a [MASK]'",
             "my.toml: training.example_sentences = 'a [MASK]': should be a valid tuple "
-            "(filled before and after training, in the model card)",
+            "(sentences with [MASK], filled before and after training, shown in the model card)",
         ),
         (
             "[training]\nepochs = 0",
@@ -219,12 +221,12 @@ def test_the_recipes_are_those_asked_for():
         ),
         (
             "[training]\nbatch_size = -1",
-            "my.toml: training.batch_size = -1: should be greater than or equal to 1 (sequences in one update)",
+            "my.toml: training.batch_size = -1: should be greater than or equal to 1 (sequences per update)",
         ),
         (
             "[training]\nseed = 4294967296",
             "my.toml: training.seed = 4294967296: should be less than 4294967296 "
-            "(of order, masks, dropout, held-out documents and fresh weights)",
+            "(seed of order, masks, dropout, held-out documents and newly initialized weights)",
         ),
         (
             "[data]\nsequence_length = 7",
@@ -233,17 +235,17 @@ def test_the_recipes_are_those_asked_for():
         (
             "[data]\nvalidation_fraction = 1",
             "my.toml: data.validation_fraction = 1: should be less than 1 "
-            "(share of documents held out where the data has no splits or validation_split is '')",
+            "(share of the documents held out if the data has no splits or validation_split is '')",
         ),
         (
             "[masking]\nmlm_probability = 0",
             "my.toml: masking.mlm_probability = 0: should be greater than 0 "
-            "(share of ordinary tokens to predict, in training)",
+            "(share of the ordinary tokens to predict in training; validation uses 0.15)",
         ),
         (
             "[masking]\nmask_replace_prob = 1.5",
             "my.toml: masking.mask_replace_prob = 1.5: should be less than or equal to 1 "
-            "(share of those replaced by the mask token)",
+            "(share of the predicted tokens that are replaced by the mask token)",
         ),
         (
             "[optimizer]\nlearning_rate = 0",
@@ -263,12 +265,12 @@ def test_the_recipes_are_those_asked_for():
         (
             "[optimizer]\nwarmup_ratio = 1.0",
             "my.toml: optimizer.warmup_ratio = 1.0: should be less than 1 "
-            "(share of the steps over which the rate climbs)",
+            "(share of the steps used for linear warmup)",
         ),
         (
             "[data]\ndocument = 'lines'",
             "my.toml: data.document = 'lines': should be 'line', 'paragraph' or 'file' "
-            "(what a document is in a .txt file)",
+            "(unit that is one document in a .txt file)",
         ),
         (
             "[masking]\nmask_replace_prob = 0.9\nrandom_replace_prob = 0.2",
@@ -276,7 +278,7 @@ def test_the_recipes_are_those_asked_for():
         ),
         (
             "[optimizer]\nend_learning_rate = 0.5",
-            "my.toml: optimizer: end_learning_rate must be at most learning_rate, or the decay would climb: "
+            "my.toml: optimizer: end_learning_rate must be at most learning_rate: "
             "0.5 > 2e-05",
         ),
         (
@@ -284,12 +286,12 @@ def test_the_recipes_are_those_asked_for():
             "my.toml: training: accumulate_steps must divide batch_size: 10 / 3",
         ),
         (
-            "[training]\nexample_sentences = ['a [MASK]', 'no gap']",
-            "my.toml: training: each of example_sentences must hold [MASK]; 'no gap' does not",
+            "[training]\nexample_sentences = ['a [MASK]', 'no mask']",
+            "my.toml: training: each of example_sentences must contain [MASK]; 'no mask' does not",
         ),
         (
             "[data]\nstreaming = true\nnum_train_sequences = 0",
-            "my.toml: data.streaming needs data.num_train_sequences and data.num_validation_sequences above 0",
+            "my.toml: data.streaming requires data.num_train_sequences and data.num_validation_sequences above 0",
         ),
         ("[model]\nname = ''\nn_heads = 7", "my.toml: model.n_heads must divide model.dim: 768 / 7"),
         ("[training\nepochs = 3", "--config: my.toml: not TOML: Expected ']' at the end of a table declaration "
@@ -330,7 +332,7 @@ def test_a_number_of_thousands_of_digits_is_refused(tmp_path):
         (
             {"data.line_by_line": "yes"},
             "--data.line_by_line = 'yes': should be a valid boolean "
-            "(one document a sequence, padded, instead of documents joined and cut)",
+            "(one document per sequence, padded, instead of packed documents)",
         ),
         (
             {"training.batch_size": "10", "training.accumulate_steps": "3"},
@@ -356,17 +358,46 @@ def test_a_fault_of_the_file_is_laid_to_the_file_when_the_command_line_sets_some
     assert message == "my.toml: data.sequence_length = 7: should be greater than or equal to 8 (tokens in a sequence)"
 
 
-def test_a_missing_file_is_refused_with_those_that_are_there(tmp_path, monkeypatch):
+def test_a_missing_file_is_refused_with_the_recipes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Refused) as refused:
         load_config(Path("no.toml"))
-    assert str(refused.value) == "--config: no.toml: no such file"
-    (tmp_path / "configs").mkdir()
-    for name in ("b.toml", "a.toml"):
-        (tmp_path / "configs" / name).write_text("")
-    with pytest.raises(Refused) as refused:
-        load_config(Path("no.toml"))
-    assert str(refused.value) == "--config: no.toml: no such file; there are configs/a.toml, configs/b.toml"
+    recipes = "imdb-10k, imdb-full, imdb, local-text, sample"
+    assert str(refused.value) == f"--config: no.toml: no such file; recipes are {recipes}"
+    with pytest.raises(Refused, match=f"--config imdb-9k: no such recipe; recipes are {recipes};"):
+        find_recipe("imdb-9k")
+
+
+def test_a_recipe_is_found_by_its_name_from_any_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe("imdb-10k") == ROOT / "configs" / "imdb-10k.toml"
+    assert find_recipe("own.toml") == Path("own.toml")
+    assert find_recipe("folder/own") == Path("folder/own")
+    Path("sample").touch()  # a file of the name is that file
+    assert find_recipe("sample") == Path("sample")
+
+
+def test_overrides_may_be_values_and_their_names_are_checked():
+    config = load_config(None, {"training.epochs": 3, "data.line_by_line": True, "model.name": ""})
+    assert (config.training.epochs, config.data.line_by_line, config.model.name) == (3, True, "")
+    with pytest.raises(Refused, match="unknown setting training.epoch; did you mean 'training.epochs'"):
+        load_config(None, {"training.epoch": 3})
+    with pytest.raises(Refused, match="--training.epochs = 1.5: "):
+        load_config(None, {"training.epochs": 1.5})
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "match"),
+    [
+        ("--lr", ["--plan", "--learning-rate"], "--learning-rate"),
+        ("--topk", ["--json", "--top-k"], "--top-k"),
+        ("--batchsize", ["--batch-size", "--seed"], "--batch-size"),
+        ("--epohcs", ["--epochs", "--seed"], "--epochs"),
+        ("--zz", ["--plan", "--seed"], None),
+    ],
+)
+def test_a_flag_is_suggested_by_its_letters_initials_or_spelling(name, known, match):
+    assert suggest(name, known) == match
 
 
 def test_a_folder_is_no_file(tmp_path):

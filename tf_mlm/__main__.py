@@ -1,4 +1,4 @@
-from tf_mlm.commands.main import leave, main
+from tf_mlm.commands.main import console
 
 if __name__ == "__main__":
-    leave(main())
+    console()

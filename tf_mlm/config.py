@@ -5,7 +5,9 @@ ranges and reports them as data, from which each refusal is written as one line.
 """
 
 import difflib
+import re
 import tomllib
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +19,7 @@ from pydantic_core import ErrorDetails
 
 from tf_mlm.errors import Refused
 
+_RECIPE_FOLDERS = (Path(__file__).parent.parent / "configs", Path(__file__).parent / "configs")  # checkout, wheel
 _FORBID = ConfigDict(extra="forbid")
 
 
@@ -33,48 +36,54 @@ def _setting(default: Any, description: str, **limits: Any) -> Any:
 class ModelConfig:
     name: str = _setting(
         "distilbert-base-uncased",
-        "Hub name or folder of the starting weights; '' builds a new DistilBERT and trains its vocabulary",
+        "Hub name or directory of the starting weights; '' builds a new DistilBERT and trains its vocabulary",
     )
     revision: str = _setting("", "branch, tag or commit on the Hub; '' is its default branch")
-    from_config: bool = _setting(False, "random weights from the config of `name`, its weights left alone")
-    vocab_size: int = _setting(8000, "of a new model: entries of its WordPiece vocabulary", ge=100)
-    n_layers: int = _setting(6, "of a new model: transformer layers", ge=1)
-    dim: int = _setting(768, "of a new model: width of the hidden states", ge=1)
-    n_heads: int = _setting(12, "of a new model: attention heads, a divisor of dim", ge=1)
-    hidden_dim: int = _setting(3072, "of a new model: width inside the feed-forward layers", ge=1)
-    dropout: float = _setting(0.1, "of a new model: share of activations dropped", ge=0, lt=1)
+    from_config: bool = _setting(False, "start from random weights with the config of `name`")
+    vocab_size: int = _setting(8000, "new models only: size of the WordPiece vocabulary", ge=100)
+    n_layers: int = _setting(6, "new models only: number of transformer layers", ge=1)
+    dim: int = _setting(768, "new models only: size of the hidden states", ge=1)
+    n_heads: int = _setting(12, "new models only: number of attention heads; must divide dim", ge=1)
+    hidden_dim: int = _setting(3072, "new models only: size of the feed-forward layers", ge=1)
+    dropout: float = _setting(0.1, "new models only: dropout rate", ge=0, lt=1)
 
 
 @dataclass(frozen=True, config=_FORBID)
 class DataConfig:
-    dataset: str = _setting(
-        "stanfordnlp/imdb", "Hub name, folder, glob or file; 'sample' is the corpus that comes along"
-    )
+    dataset: str = _setting("stanfordnlp/imdb", "Hub name, directory, glob or file; 'sample' is the built-in corpus")
     revision: str = _setting("", "branch, tag or commit on the Hub; '' is its default branch")
     config_name: str = _setting("", "configuration of the dataset; '' is its default one")
-    document: Literal["line", "paragraph", "file"] = _setting("line", "what a document is in a .txt file")
+    document: Literal["line", "paragraph", "file"] = _setting("line", "unit that is one document in a .txt file")
     text_column: str = _setting("", "column that holds the text; '' finds it")
+    csv_header: bool = _setting(True, "the first line of csv and tsv files names the columns")
     train_split: str = _setting("train", "split to train on; several are joined with +")
     validation_split: str = _setting("test", "split to validate on; '' holds out a share of the training documents")
     validation_fraction: float = _setting(
-        0.05, "share of documents held out where the data has no splits or validation_split is ''", gt=0, lt=1
+        0.05, "share of the documents held out if the data has no splits or validation_split is ''", gt=0, lt=1
     )
     sequence_length: int = _setting(128, "tokens in a sequence", ge=8)
-    num_train_sequences: int = _setting(3000, "training sequences drawn by seed; 0 takes all", ge=0)
-    num_validation_sequences: int = _setting(1000, "validation sequences drawn by seed; 0 takes all", ge=0)
-    line_by_line: bool = _setting(False, "one document a sequence, padded, instead of documents joined and cut")
-    overflow: Literal["split", "truncate"] = _setting("split", "line by line: what becomes of a document too long")
-    num_proc: int = _setting(1, "processes that prepare a dataset of the Hub", ge=1)
-    streaming: bool = _setting(False, "read only the beginning of a Hub dataset, as much as the caps on sequences need")
+    num_train_sequences: int = _setting(3000, "training sequences, drawn at random; 0 uses all", ge=0)
+    num_validation_sequences: int = _setting(1000, "validation sequences, drawn at random; 0 uses all", ge=0)
+    line_by_line: bool = _setting(False, "one document per sequence, padded, instead of packed documents")
+    overflow: Literal["split", "truncate"] = _setting(
+        "split", "with line_by_line: treatment of a document longer than a sequence"
+    )
+    num_proc: int = _setting(1, "processes that prepare a Hub dataset", ge=1)
+    streaming: bool = _setting(
+        False, "read only the beginning of a Hub dataset, as far as the numbers of sequences need"
+    )
 
 
 @dataclass(frozen=True, config=_FORBID)
 class MaskingConfig:
-    strategy: Literal["token"] = _setting("token", "what is masked as one")
-    mlm_probability: float = _setting(0.15, "share of ordinary tokens to predict, in training", gt=0, le=1)
-    mask_replace_prob: float = _setting(0.8, "share of those replaced by the mask token", ge=0, le=1)
+    mlm_probability: float = _setting(
+        0.15, "share of the ordinary tokens to predict in training; validation uses 0.15", gt=0, le=1
+    )
+    mask_replace_prob: float = _setting(
+        0.8, "share of the predicted tokens that are replaced by the mask token", ge=0, le=1
+    )
     random_replace_prob: float = _setting(
-        0.1, "share of those replaced by a random token; the rest is kept", ge=0, le=1
+        0.1, "share of the predicted tokens that are replaced by a random token; the rest is kept", ge=0, le=1
     )
 
     @model_validator(mode="after")
@@ -90,24 +99,21 @@ class MaskingConfig:
 @dataclass(frozen=True, config=_FORBID)
 class OptimizerConfig:
     learning_rate: float = _setting(2e-5, "peak rate, reached at the end of the warmup", gt=0, lt=1)
-    end_learning_rate: float = _setting(0.0, "rate towards which it decays", ge=0)
+    end_learning_rate: float = _setting(0.0, "rate at the end of the decay", ge=0)
     power: float = _setting(1.0, "exponent of the polynomial decay; 1 is linear", gt=0)
-    warmup_ratio: float = _setting(0.06, "share of the steps over which the rate climbs", ge=0, lt=1)
-    num_warmup_steps: int = _setting(-1, "steps over which the rate climbs; -1 takes warmup_ratio", ge=-1)
-    weight_decay_rate: float = _setting(
-        0.01, "decoupled decay per unit of rate, none on LayerNorm and biases", ge=0, lt=1
-    )
-    beta_1: float = _setting(0.9, "decay of the first moment", ge=0, lt=1)
-    beta_2: float = _setting(0.999, "decay of the second moment", ge=0, lt=1)
-    epsilon: float = _setting(1e-8, "added to the root of the second moment", gt=0)
-    clip_norm: float = _setting(1.0, "largest global norm of the gradient; 0 leaves it as it is", ge=0)
+    warmup_ratio: float = _setting(0.06, "share of the steps used for linear warmup", ge=0, lt=1)
+    num_warmup_steps: int = _setting(-1, "steps used for linear warmup; -1 uses warmup_ratio", ge=-1)
+    weight_decay_rate: float = _setting(0.01, "decoupled weight decay, not applied to LayerNorm and biases", ge=0, lt=1)
+    beta_1: float = _setting(0.9, "decay rate of the first moment estimates", ge=0, lt=1)
+    beta_2: float = _setting(0.999, "decay rate of the second moment estimates", ge=0, lt=1)
+    epsilon: float = _setting(1e-8, "constant for numerical stability", gt=0)
+    clip_norm: float = _setting(1.0, "maximum global norm of the gradients; 0 disables clipping", ge=0)
 
     @model_validator(mode="after")
     def _check(self) -> "OptimizerConfig":
         if self.end_learning_rate > self.learning_rate:
             raise ValueError(
-                "end_learning_rate must be at most learning_rate, or the decay would climb: "
-                f"{self.end_learning_rate} > {self.learning_rate}"
+                f"end_learning_rate must be at most learning_rate: {self.end_learning_rate} > {self.learning_rate}"
             )
         return self
 
@@ -115,22 +121,32 @@ class OptimizerConfig:
 @dataclass(frozen=True, config=_FORBID)
 class TrainingConfig:
     epochs: int = _setting(20, "passes over the training sequences", ge=1)
-    num_train_steps: int = _setting(0, "updates in all, in place of epochs; 0 follows epochs", ge=0)
-    batch_size: int = _setting(32, "sequences in one update", ge=1)
-    accumulate_steps: int = _setting(1, "equal parts in which a batch is worked, to save memory", ge=1)
-    seed: int = _setting(42, "of order, masks, dropout, held-out documents and fresh weights", ge=0, lt=2**32)
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = _setting(
-        "auto", "of matrix products and activations"
+    num_train_steps: int = _setting(0, "number of updates; overrides epochs; 0 uses epochs", ge=0)
+    batch_size: int = _setting(32, "sequences per update", ge=1)
+    accumulate_steps: int = _setting(
+        1, "parts of a batch computed one after the other, to save memory; must divide batch_size", ge=1
     )
-    xla: Literal["auto", "off"] = _setting("auto", "element-wise clusters on CPU, the whole step on GPU")
-    log_every: int = _setting(10, "steps between two progress lines and two step events", ge=1)
+    seed: int = _setting(
+        42, "seed of order, masks, dropout, held-out documents and newly initialized weights", ge=0, lt=2**32
+    )
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = _setting(
+        "auto", "precision of matrix products and activations; auto follows the hardware"
+    )
+    xla: Literal["auto", "off"] = _setting(
+        "auto", "auto compiles element-wise operations on CPU and the whole step on GPU"
+    )
+    log_every: int = _setting(10, "steps between two progress lines and step events", ge=1)
     measure_matmul_peak: bool = _setting(
-        False, "time the matrix products of a step first, and report the share of that ceiling reached (MFU)"
+        False, "measure the speed of the matrix products alone first, and report the share reached (MFU)"
     )
     max_bad_steps: int = _setting(
-        3, "steps in a row whose loss or gradient is not finite before the run goes back to a checkpoint, once", ge=1
+        3,
+        "consecutive steps with a loss or gradient that is not finite before the run rolls back to a checkpoint, once",
+        ge=1,
     )
-    early_stopping_patience: int = _setting(0, "epochs without a better val_loss before stopping; 0 never stops", ge=0)
+    early_stopping_patience: int = _setting(
+        0, "epochs without a lower val_loss before training stops; 0 never stops", ge=0
+    )
     example_sentences: tuple[str, ...] = Field(
         default=(
             "Machine learning is a [MASK] technology.",
@@ -138,7 +154,7 @@ class TrainingConfig:
             "The acting was [MASK] and the plot made no sense.",
             "I would [MASK] this film to anyone.",
         ),
-        description="filled before and after training, in the model card",
+        description="sentences with [MASK], filled before and after training, shown in the model card",
     )
 
     @model_validator(mode="after")
@@ -147,21 +163,23 @@ class TrainingConfig:
             raise ValueError(f"accumulate_steps must divide batch_size: {self.batch_size} / {self.accumulate_steps}")
         for sentence in self.example_sentences:
             if "[MASK]" not in sentence:
-                raise ValueError(f"each of example_sentences must hold [MASK]; {sentence!r} does not")
+                raise ValueError(f"each of example_sentences must contain [MASK]; {sentence!r} does not")
         return self
 
 
 @dataclass(frozen=True, config=_FORBID)
 class CheckpointConfig:
     every_minutes: float = _setting(5.0, "minutes between two checkpoints", gt=0)
-    every_steps: int = _setting(0, "steps between two checkpoints; 0 follows every_minutes alone", ge=0)
-    keep: int = _setting(2, "checkpoints kept, the newest", ge=1)
+    every_steps: int = _setting(
+        0, "steps between two checkpoints, besides every_minutes; 0 uses every_minutes only", ge=0
+    )
+    keep: int = _setting(2, "number of newest checkpoints kept", ge=1)
 
 
 @dataclass(frozen=True, config=_FORBID)
 class DistributionConfig:
     strategy: Literal["auto", "none", "mirrored"] = _setting(
-        "auto", "auto mirrors the model where there are several GPUs"
+        "auto", "auto mirrors the model on several GPUs; mirrored requires two devices"
     )
 
 
@@ -180,7 +198,9 @@ class Config:
     @model_validator(mode="after")
     def _check(self) -> "Config":
         if self.data.streaming and not (self.data.num_train_sequences and self.data.num_validation_sequences):
-            raise ValueError("data.streaming needs data.num_train_sequences and data.num_validation_sequences above 0")
+            raise ValueError(
+                "data.streaming requires data.num_train_sequences and data.num_validation_sequences above 0"
+            )
         if not self.model.name and self.model.dim % self.model.n_heads:
             raise ValueError(f"model.n_heads must divide model.dim: {self.model.dim} / {self.model.n_heads}")
         return self
@@ -195,8 +215,11 @@ def setting_fields() -> dict[str, Any]:
     }
 
 
-def load_config(path: Path | None = None, overrides: dict[str, str | list[str]] | None = None) -> Config:
-    """Defaults < the TOML file < `overrides` (dotted name -> text as typed on the command line).
+def load_config(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Defaults < the TOML file < `overrides`.
+
+    Args:
+        overrides: value by dotted name, such as `training.epochs`; a text as typed on the command line, or the value.
 
     Raises:
         Refused: the file is missing or not TOML; a section or key is unknown; a value has the wrong type, is out of
@@ -207,6 +230,8 @@ def load_config(path: Path | None = None, overrides: dict[str, str | list[str]] 
     _check_names(settings, path)
     known = setting_fields()
     for name, text in overrides.items():
+        if name not in known:
+            raise Refused(f"unknown setting {_printable(name)}{_nearest(name, list(known))}")
         section, key = name.split(".")
         settings.setdefault(section, {})[key] = _parse_value(text, known[name].type)
     try:
@@ -228,18 +253,50 @@ def dump_config(config: Config) -> str:
     return "\n".join(lines)
 
 
-def nearest(name: str, known: list[str]) -> str:
-    """'; did you mean …?' where a known name is close, else '; known are …'."""
-    match = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"; did you mean {match[0]!r}?" if match else f"; known are {', '.join(known)}"
+def find_recipe(name: str) -> Path:
+    """The file of a recipe, by its name such as `imdb-10k`, or a path as it is.
+
+    Raises:
+        Refused: there is no recipe of that name.
+    """
+    path = Path(name)
+    if path.suffix or len(path.parts) != 1 or path.exists():
+        return path
+    recipes = _recipes()
+    if name not in recipes:
+        raise Refused(f"--config {name}: no such recipe; recipes are {', '.join(recipes)}; a file is given as a path")
+    return recipes[name]
+
+
+def _recipes() -> dict[str, Path]:
+    return {file.stem: file for folder in _RECIPE_FOLDERS for file in sorted(folder.glob("*.toml"))}
+
+
+def suggest(name: str, known: list[str]) -> str | None:
+    """The known name that `name` may stand for: the same letters, its initials, or a close spelling."""
+    letters = _letters(name)
+    for each in known:
+        initials = "".join(word[0] for word in re.split(r"[-_.\s]+", each) if word)
+        if letters in (_letters(each), initials):
+            return each
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6 if len(letters) > 3 else 0.75)
+    return close[0] if close else None
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[-_.\s]", "", name.lower())
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    match = suggest(name, known)
+    return f"; did you mean {match!r}?" if match else f"; known are {', '.join(known)}"
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        near = sorted(str(file) for file in Path("configs").glob("*.toml"))
-        raise Refused(f"--config: {path}: no such file{'; there are ' + ', '.join(near) if near else ''}") from None
+        raise Refused(f"--config: {path}: no such file; recipes are {', '.join(_recipes())}") from None
     except OSError as error:
         raise Refused(f"--config: {path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -252,13 +309,13 @@ def _check_names(settings: dict[str, Any], path: Path | None) -> None:
     sections = [section.name for section in fields(Config)]
     for section, values in settings.items():
         if section not in sections:
-            raise Refused(f"{path}: unknown section [{_printable(section)}]{nearest(section, sections)}")
+            raise Refused(f"{path}: unknown section [{_printable(section)}]{_nearest(section, sections)}")
         if not isinstance(values, dict):
             raise Refused(f"{path}: {section} = {values!r}: this is a section; write [{section}] above its keys")
         keys = [name.partition(".")[2] for name in setting_fields() if name.startswith(f"{section}.")]
         for key in values:
             if key not in keys:
-                raise Refused(f"{path}: unknown setting {section}.{_printable(key)}{nearest(key, keys)}")
+                raise Refused(f"{path}: unknown setting {section}.{_printable(key)}{_nearest(key, keys)}")
 
 
 def _printable(name: str) -> str:
@@ -266,9 +323,9 @@ def _printable(name: str) -> str:
     return name if name.isprintable() else repr(name)
 
 
-def _parse_value(text: str | list[str], annotation: Any) -> Any:
-    """The value a text on the command line stands for; a text of the wrong type is left for the check to refuse."""
-    if isinstance(text, list) or annotation not in (int, float, bool):
+def _parse_value(text: Any, annotation: Any) -> Any:
+    """The value of a text on the command line; a text of the wrong type is left for the check to refuse."""
+    if not isinstance(text, str) or annotation not in (int, float, bool):
         return text
     try:
         return {"true": True, "false": False}[text.lower()] if annotation is bool else annotation(text)
@@ -276,7 +333,7 @@ def _parse_value(text: str | list[str], annotation: Any) -> Any:
         return text
 
 
-def _describe(error: ErrorDetails, path: Path | None, overrides: dict[str, Any]) -> str:
+def _describe(error: ErrorDetails, path: Path | None, overrides: Mapping[str, Any]) -> str:
     """One line: where the value was given, the setting, the value, the rule."""
     name = ".".join(str(part) for part in error["loc"][:2])
     # A rule over several settings fails on their section, or on the whole: then the message itself names them.

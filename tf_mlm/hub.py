@@ -43,6 +43,12 @@ class Source:
         return cls(name, Path(name).expanduser() if is_local(name) else None)
 
 
+def absolute_path(name: str) -> str:
+    """The absolute path of a local name; "" for a name on the Hub."""
+    path = Source.of(name).path
+    return os.path.abspath(path) if name and path is not None else ""
+
+
 def is_local(name: str) -> bool:
     """Whether `name` means a path: it exists, or is written like one; `owner/name` and `name` mean the Hub."""
     is_hub_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not name.startswith((".", "~"))

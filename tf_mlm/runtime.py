@@ -1,6 +1,6 @@
-"""What must be set before TensorFlow is imported, and what the machine decides: precision, XLA, devices.
+"""Sets up TensorFlow: environment variables before it is imported, then precision, XLA and devices.
 
-`prepare` runs before any module that imports TensorFlow.
+Call `prepare` before importing any module that imports TensorFlow.
 """
 
 import atexit
@@ -18,7 +18,7 @@ from tf_mlm import __version__
 from tf_mlm.config import Config, TrainingConfig
 from tf_mlm.errors import Refused
 
-# XLA clusters only the element-wise ops; oneDNN keeps the matrix products, which whole-graph XLA would take from it.
+# XLA compiles only element-wise operations; oneDNN keeps the matrix products, which it computes faster than XLA.
 _ELEMENT_WISE_CLUSTERS = "--tf_xla_auto_jit=2 --tf_xla_cpu_global_jit --tf_xla_ops_to_cluster=FUSIBLE"
 
 _BFLOAT16_UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}
@@ -35,9 +35,9 @@ class Precision(NamedTuple):
 
 
 def prepare(training: TrainingConfig, verbose: bool = False) -> None:
-    """Set the environment and import TensorFlow, Keras 2 and transformers, holding what they print to descriptor 2.
+    """Set the environment and import TensorFlow, Keras 2 and transformers without their log output.
 
-    Importing TensorFlow prints several lines whatever the log level; they are shown only if the import fails, or with
+    Importing TensorFlow prints several lines on any log level; they are shown only if the import fails, or with
     `verbose`.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if verbose else "3")
@@ -45,7 +45,7 @@ def prepare(training: TrainingConfig, verbose: bool = False) -> None:
     os.environ.setdefault("USE_TORCH", "0")  # a PyTorch that happens to be installed is not imported
     os.environ.setdefault("USE_JAX", "0")
     if not verbose:
-        os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # what goes wrong is said once, by the one line of `cli`
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # an error is reported once, by the command line
         os.environ.setdefault("DATASETS_VERBOSITY", "error")
     require_writable_cache()
     if not sys.stderr.isatty():
@@ -62,16 +62,16 @@ def prepare(training: TrainingConfig, verbose: bool = False) -> None:
         if number := int(os.environ.get("TF_MLM_LOGICAL_DEVICES", 0)):  # for tests of several devices
             cpu = tf.config.list_physical_devices("CPU")[0]
             tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * number)
-        tf.zeros(1)  # the first op finds the devices, and prints what it finds
+        tf.zeros(1)  # the first operation finds the devices and prints them
     if not verbose:
         tf.get_logger().setLevel("ERROR")
         transformers.logging.set_verbosity_error()
 
 
 def require_writable_cache() -> None:
-    """Where the home is read-only, have what is prepared kept in a folder that goes with the process.
+    """Use a temporary directory as the cache of datasets where the usual one cannot be written.
 
-    Only the cache of datasets moves: models that a read-only cache of the Hub holds are still found there.
+    Models in a read-only Hub cache are still found there.
     """
     caches = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     home = Path(os.environ.get("HF_HOME", f"{caches}/huggingface")).expanduser()
@@ -84,12 +84,12 @@ def require_writable_cache() -> None:
         folder = tempfile.mkdtemp(prefix="tf_mlm-cache-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         os.environ["HF_DATASETS_CACHE"] = folder
-        os.environ.setdefault("MPLCONFIGDIR", folder)  # matplotlib would make one too, and say so at length
+        os.environ.setdefault("MPLCONFIGDIR", folder)  # matplotlib would create one too, with a long warning
 
 
 @contextlib.contextmanager
 def captured_stderr() -> Iterator[None]:
-    """Keep what C++ and Python write to descriptor 2 in a file, and pass it on only if the block raises."""
+    """Capture what C++ and Python write to file descriptor 2, and show it only if the block raises."""
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as held:
@@ -108,7 +108,7 @@ def captured_stderr() -> Iterator[None]:
 
 
 def has_nvidia_gpu() -> bool:
-    """Whether a GPU is to be expected, asked before TensorFlow can be."""
+    """Whether the machine has an NVIDIA GPU that this process may use; needs no TensorFlow."""
     return Path("/proc/driver/nvidia/version").exists() and os.environ.get("CUDA_VISIBLE_DEVICES", "0") not in (
         "",
         "-1",
@@ -116,7 +116,7 @@ def has_nvidia_gpu() -> bool:
 
 
 def processor() -> tuple[str, set[str]]:
-    """Name of the processor and its feature flags; no flags where the system does not list them (macOS, Windows)."""
+    """Name of the processor and its feature flags; no flags on systems that do not list them (macOS, Windows)."""
     with contextlib.suppress(OSError):
         lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
         facts = {key.strip(): value.strip() for key, _, value in reversed(lines)}
@@ -125,9 +125,9 @@ def processor() -> tuple[str, set[str]]:
 
 
 def choose_precision(requested: str) -> Precision:
-    """The precision to compute in: as requested, or with "auto" bfloat16 where the hardware has units for it."""
+    """The precision to compute in: as requested, or with "auto" bfloat16 if the hardware has units for it."""
     if requested != "auto":
-        return Precision(requested, "as set")
+        return Precision(requested, "set in the config")
     import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")
@@ -147,19 +147,54 @@ def choose_precision(requested: str) -> Precision:
     return Precision("float32", f"the processor ({name}) has no bfloat16 units")
 
 
-def choose_xla(requested: str) -> str:
-    """How XLA is used: "step" (`jit_compile` of the whole step), "clusters" (element-wise ops), or "off"."""
+class XLA(NamedTuple):
+    """How XLA is used: "step" (`jit_compile` of the whole step), "clusters" (element-wise operations), or "off"."""
+
+    mode: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.mode} ({self.reason})"
+
+
+def choose_xla(requested: str) -> XLA:
+    """How XLA is used, as TensorFlow really runs now, which may not be what the environment asks for."""
     import tensorflow as tf
 
     if requested == "off":
-        return "off"
+        return XLA("off", "set in the config")
     if tf.config.list_physical_devices("GPU"):
-        return "step"
-    return "clusters" if _ELEMENT_WISE_CLUSTERS in os.environ.get("TF_XLA_FLAGS", "") else "off"
+        return XLA("step", "there is a GPU")
+    if clusters_element_wise_ops():
+        return XLA("clusters", "element-wise operations on CPU")
+    return XLA("off", "this process used TensorFlow before; train in a new process for about 1.2 times the speed")
+
+
+def clusters_element_wise_ops() -> bool:
+    """Whether TensorFlow compiles element-wise operations with XLA: runs a few and looks at the graph that was run.
+
+    TensorFlow reads `TF_XLA_FLAGS` once, at the first operation of the process.
+    """
+    import tensorflow as tf
+    from tensorflow.python.eager import context  # the graph after all optimizations is not in the public API
+
+    @tf.function(autograph=False)
+    def compute(values: Any) -> Any:
+        for _ in range(8):  # XLA leaves clusters of very few operations alone
+            values = tf.tanh(1.5 * values + 1.0)
+        return values
+
+    context.enable_run_metadata()
+    try:
+        compute(tf.ones([16]))
+        graphs = context.export_run_metadata().partition_graphs
+    finally:
+        context.disable_run_metadata()
+    return any(node.op == "_XlaRun" for graph in graphs for node in graph.node)
 
 
 def choose_strategy(requested: str) -> Any:
-    """The `tf.distribute` strategy: the default one, or a mirrored one over every GPU (logical CPUs without any)."""
+    """The `tf.distribute` strategy: the default one, or a mirrored one over all GPUs (all logical CPUs if none)."""
     import tensorflow as tf
 
     gpus = tf.config.list_logical_devices("GPU")
@@ -167,7 +202,8 @@ def choose_strategy(requested: str) -> Any:
         devices = gpus or tf.config.list_logical_devices("CPU")
         if len(devices) < 2:
             raise Refused(
-                f"distribution.strategy = 'mirrored': needs two devices, this machine shows {len(devices)}; use 'none'"
+                f"distribution.strategy = 'mirrored': requires two devices, and this machine has {len(devices)}; "
+                "set it to 'none'"
             )
         return tf.distribute.MirroredStrategy([device.name for device in devices])
     return tf.distribute.get_strategy()
@@ -187,12 +223,11 @@ class Machine(NamedTuple):
     """How a training uses the machine.
 
     Attributes:
-        xla: "step", "clusters" or "off", see `choose_xla`.
         strategy: the `tf.distribute` strategy.
     """
 
     precision: Precision
-    xla: str
+    xla: XLA
     strategy: Any
 
 

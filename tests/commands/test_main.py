@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests.tiny_run import inside
-from tf_mlm import cli
+from tf_mlm.commands import main as command_line
 from tf_mlm.commands.main import main, train_main
 from tf_mlm.config import Config, load_config
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 Capture = pytest.CaptureFixture[str]
 
 
@@ -141,7 +141,8 @@ def test_a_truth_value_needs_no_value_and_takes_one(capsys: Capture) -> None:
     [
         (["--epcohs", "3"], ["--epcohs", "did you mean '--epochs'"]),
         (["--learning_rate", "0.1"], ["--learning_rate", "did you mean '--learning-rate'"]),
-        (["--training.batchsize=3"], ["unknown flag --training.batchsize;", "'--training.batch_size'"]),
+        (["--training.batchsize=3"], ["unknown flag --training.batchsize;", "did you mean '--training.batch_size'?"]),
+        (["--lr", "3"], ["unknown flag --lr;", "did you mean '--learning-rate'?"]),
         (["--epoch", "3"], ["unknown flag --epoch;", "'--epochs'"]),  # no abbreviation is taken for the whole
         (["--zzzzzzzz"], ["unknown flag --zzzzzzzz; see --help"]),
         (["--epochs"], ["--epochs", "expected one argument"]),
@@ -202,7 +203,7 @@ def test_data_that_cannot_be_trained_on_is_refused(capsys: Capture, model: Path,
 
     assert "'unsupervised'" in refused_data(reviews, "--data.train_split", "unsupervised")
     Path("one.txt").write_text("A single document.\n")
-    assert "held out" in refused_data("one.txt")
+    assert "validation needs another one" in refused_data("one.txt")
 
 
 def test_durations_and_lengths_that_cannot_be_are_refused_with_both_numbers(
@@ -270,7 +271,7 @@ def test_out_of_memory_is_one_line_with_the_way_on(capsys: Capture) -> None:
     def run_out(arguments: list[str]) -> None:
         raise MemoryError
 
-    assert cli._run(run_out, []) == 2
+    assert command_line._run(run_out, []) == 2
     line = "error: out of memory; lower training.batch_size, or raise training.accumulate_steps\n"
     assert capsys.readouterr().err == line
 
@@ -281,7 +282,7 @@ def test_out_of_memory_is_one_line_with_the_way_on(capsys: Capture) -> None:
 def test_an_output_dir_that_is_taken_is_refused_and_untouched(capsys: Capture, finished_run: Path) -> None:
     taken = Path(shutil.copytree(finished_run, "TAKEN"))
     flags = ["--config", finished_run.parent / "tiny.toml", "--output-dir"]
-    assert "finished run" in refusal(capsys, train_main, *flags, taken)
+    assert "holds a finished run; choose a new directory" in refusal(capsys, train_main, *flags, taken)
     metrics = (taken / "metrics.jsonl").read_text()
     (taken / "metrics.jsonl").write_text(metrics[: metrics.rindex('{"event": "end"')])
     assert "unfinished run; continue it with --resume" in refusal(capsys, train_main, *flags, taken)
@@ -294,17 +295,17 @@ def test_an_output_dir_that_is_taken_is_refused_and_untouched(capsys: Capture, f
 
 
 def test_resume_needs_an_unfinished_run(capsys: Capture, finished_run: Path) -> None:
-    assert "no unfinished run" in refusal(capsys, train_main, "--resume")
+    assert "no resumable run in runs/" in refusal(capsys, train_main, "--resume")
     assert "config.toml" in refusal(capsys, train_main, "--resume", "nowhere")
     with inside(finished_run.parent):
         assert train_main(["--resume", "RUN"]) == 0
         assert "finished run" in capsys.readouterr().out
         assert train_main(["--resume", "RUN", "--seed", "8"]) == 2
-        assert "training.seed = 8 where the run has 7" in capsys.readouterr().err
+        assert "training.seed = 8, but the run has 7" in capsys.readouterr().err
         assert train_main(["--resume", "RUN", "--epochs", "9"]) == 2
         assert (
-            "training.epochs = 9 where the run has 3; leave it as it was, to train on, start a new run with "
-            "--model RUN/model (" in capsys.readouterr().err
+            "training.epochs = 9, but the run has 3; omit the setting, or to continue from its weights, start a new "
+            "run with --model RUN/model (" in capsys.readouterr().err
         )
 
 
@@ -319,7 +320,7 @@ def test_the_bare_default_off_line_is_the_sample_with_a_banner_before_and_after(
     banner = "THE HUB IS OUT OF REACH, SO THIS IS THE SAMPLE"
     before, between, after = out.split(banner)
     assert before.strip("=\n") == "" and "4 epochs" in between
-    assert "tokens/s in 5 trial steps" in between and "of validation" in between
+    assert "tokens/s in 5 trial steps" in between and "validation; the export" in between
     assert "model.name = 'distilbert-base-uncased'" in after
     assert not Path("runs").exists()
 
@@ -384,15 +385,17 @@ def test_fill_mask_refuses_text_without_a_gap_or_too_long(capsys: Capture, finis
 
 
 def test_fill_mask_says_what_is_missing(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "no model; name a run directory" in refusal(capsys, main, "fill-mask")
+    assert "no model; pass a run directory" in refusal(capsys, main, "fill-mask")
     assert "expected 2 arguments" in refusal(capsys, main, "fill-mask", "--compare", "A")
-    assert "unknown flag --topk" in refusal(capsys, main, "fill-mask", "A", "--topk", "3", "A [MASK].")
+    assert "unknown flag --topk; did you mean '--top-k'?" in refusal(
+        capsys, main, "fill-mask", "A", "--topk", "3", "A [MASK]."
+    )
     Path("model").mkdir()
     for content, words in [(b"", "holds no sentence"), (b" \n\n", "holds no sentence"), (b"a\xff", "at byte 1")]:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
         assert words in refusal(capsys, main, "fill-mask", "model")
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    assert "write one behind the model, or pipe them in" in refusal(capsys, main, "fill-mask", "model")
+    assert "write one after the model, or pipe sentences in" in refusal(capsys, main, "fill-mask", "model")
 
 
 def test_a_text_that_is_not_utf_8_is_refused(capsys: Capture, finished_run: Path) -> None:
@@ -413,8 +416,8 @@ def test_a_saved_model_without_strings_or_none_at_all_is_refused(capsys: Capture
     Path("damaged").mkdir()
     Path("damaged/saved_model.pb").write_bytes(b"no protocol buffer")
     assert "this SavedModel cannot be loaded" in refusal(capsys, main, "fill-mask", "damaged", "A [MASK].")
-    assert "fill-mask alone can use" in refusal(capsys, main, "evaluate", "foreign")
-    assert "fill-mask alone can use" in refusal(capsys, main, "export", "foreign", "--output", "exported")
+    assert "which only fill-mask can use" in refusal(capsys, main, "evaluate", "foreign")
+    assert "which only fill-mask can use" in refusal(capsys, main, "export", "foreign", "--output", "exported")
 
 
 def test_evaluate_of_a_bare_model_needs_data(capsys: Capture, model: Path) -> None:
@@ -425,5 +428,5 @@ def test_evaluate_of_a_bare_model_needs_data(capsys: Capture, model: Path) -> No
 def test_export_never_overwrites(capsys: Capture, model: Path) -> None:
     Path("exported").mkdir()
     Path("exported/kept.txt").write_text("mine")
-    assert "is there already" in refusal(capsys, main, "export", model, "--output", "exported")
+    assert "already exists" in refusal(capsys, main, "export", model, "--output", "exported")
     assert Path("exported/kept.txt").read_text() == "mine"

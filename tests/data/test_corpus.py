@@ -96,7 +96,7 @@ def test_splits_are_joined_with_a_plus_in_the_order_asked_for(folder):
 def test_a_split_that_is_not_there_is_refused_with_those_that_are(folder):
     assert refusal(folder, validation_split="validation") == (
         "data.validation_split = 'validation': PATH has no split 'validation', it has test, train, unsupervised; "
-        "name one, or hold documents out with --data.validation_split ''"
+        "pass one of them, or hold documents out with --data.validation_split ''"
     )
     assert refusal(folder, train_split="train+extra").startswith(
         "data.train_split = 'train+extra': PATH has no split 'extra'"
@@ -138,17 +138,49 @@ def test_both_sides_get_a_document_however_small_or_large_the_share(tmp_path, fr
 
 def test_a_single_document_cannot_be_divided(tmp_path):
     assert refusal(put(tmp_path / "a.txt", "one")) == (
-        "data.dataset = 'PATH': 1 document, and none can be held out to validate on; give more documents, or divide "
-        "the text with --data.document paragraph or line"
+        "data.dataset = 'PATH': holds 1 document, and validation needs another one; pass a dataset with more "
+        "documents, or name a split with --data.validation_split"
     )
 
 
 @pytest.mark.parametrize("setting, other", [("train_split", "training"), ("validation_split", "dev")])
 def test_a_split_named_where_there_are_none_is_refused(tmp_path, setting, other):
     assert refusal(put(tmp_path / "a.txt", *numbered(0, 5)), **{setting: other}) == (
-        f"data.{setting} = '{other}': PATH has no named splits; leave the setting out, and "
+        f"data.{setting} = '{other}': PATH has no named splits; omit the setting, and "
         "data.validation_fraction of the documents is held out"
     )
+
+
+def test_a_file_of_duplicated_lines_is_refused_with_the_remedy(tmp_path):
+    assert refusal(put(tmp_path / "a.txt", *["the same"] * 40)) == (
+        "data.dataset = 'PATH': no validation document is left, because each of the 2 is also a training document; "
+        "remove the duplicates from the data"
+    )
+
+
+def test_the_text_column_and_all_columns_are_known(tmp_path):
+    (tmp_path / "a.csv").write_text("id,review,rating\na1,good film,8\na2,bad film,2\n")
+    found = load(tmp_path / "a.csv", text_column="review")
+    assert (found.text_column, found.columns) == ("review", ("id", "review", "rating"))
+    found = load(put(tmp_path / "a.txt", "a", "b"))
+    assert (found.text_column, found.columns) == ("", ())
+
+
+def test_streaming_of_local_files_is_refused(tmp_path):
+    message = refusal(put(tmp_path / "a.txt", "a", "b"), streaming=True)
+    assert message == (
+        "data.streaming = true: requires a dataset of the Hub, and data.dataset = 'PATH' is not one; omit "
+        "data.streaming"
+    )
+
+
+def test_documents_that_are_in_the_training_text_are_counted(tmp_path):
+    hashes = load(put(tmp_path / "a.txt", *numbered(0, 40))).train_hashes
+    config = DataConfig(dataset=str(put(tmp_path / "b.txt", *numbered(30, 60))))
+    training = texts(load(tmp_path / "a.txt").train)
+    expected = sum(text in training for text in numbered(30, 60))
+    assert load_documents(config, hashes).num_in_training == expected > 5
+    assert load_documents(config).num_in_training is None
 
 
 def test_what_a_document_is_in_txt_can_be_set(tmp_path):
@@ -185,7 +217,8 @@ def test_validation_documents_that_are_all_training_documents_are_refused(tmp_pa
     put(tmp_path / "d" / "train.txt", "a", "b")
     put(tmp_path / "d" / "test.txt", "b", "a", "b")
     assert refusal(tmp_path / "d") == (
-        "data.validation_split: each of the 3 validation documents is also a training document; name another split"
+        "data.dataset = 'PATH': no validation document is left, because each of the 3 is also a training document; "
+        "pass another data.validation_split"
     )
 
 
@@ -203,7 +236,7 @@ def test_documents_without_text_are_no_overlap(tmp_path):
 def test_an_empty_file_is_refused(tmp_path, name):
     assert (
         refusal(put(tmp_path / name))
-        == "data.train_split = 'train': PATH holds no document there; name data with text in it"
+        == "data.train_split = 'train': PATH has no documents there; pass a dataset with text"
     )
 
 
@@ -211,7 +244,7 @@ def test_an_empty_split_is_refused_under_its_name(tmp_path):
     put(tmp_path / "d" / "train.txt", "a")
     put(tmp_path / "d" / "test.txt")
     assert refusal(tmp_path / "d") == (
-        "data.validation_split = 'test': PATH holds no document there; name data with text in it"
+        "data.validation_split = 'test': PATH has no documents there; pass a dataset with text"
     )
 
 
@@ -327,24 +360,26 @@ def test_the_sample_is_held_out_like_a_file_and_is_the_same_every_time():
 def test_to_evaluate_the_validation_split_is_taken_whole_training_documents_too(tmp_path):
     put(tmp_path / "d" / "train.txt", "a")
     put(tmp_path / "d" / "test.txt", "a", "b")
-    documents, fingerprint = load_documents(DataConfig(dataset=str(tmp_path / "d")))
-    assert texts(documents) == ["a", "b"]
-    assert fingerprint != load(tmp_path / "d").validation_fingerprint
+    scored = load_documents(DataConfig(dataset=str(tmp_path / "d")))
+    assert texts(scored.documents) == ["a", "b"] and scored.description == "split test"
+    assert scored.fingerprint != load(tmp_path / "d").validation_fingerprint
 
 
 @pytest.mark.parametrize("validation_split", ["test", "", "validation"])
 def test_to_evaluate_data_without_splits_is_taken_whole_whatever_split_the_run_validates_on(tmp_path, validation_split):
     config = DataConfig(dataset=str(put(tmp_path / "a.txt", "a", "b")), validation_split=validation_split)
-    assert texts(load_documents(config)[0]) == ["a", "b"]
+    assert texts(load_documents(config).documents) == ["a", "b"]
 
 
-def test_to_evaluate_the_test_split_is_taken_where_the_run_held_documents_out(folder):
-    documents, _ = load_documents(DataConfig(dataset=str(folder), validation_split=""))
-    assert texts(documents) == numbered(10, 13)
+def test_to_evaluate_all_splits_are_taken_where_no_split_is_asked_for(folder):
+    scored = load_documents(DataConfig(dataset=str(folder), validation_split=""))
+    everything = load_documents(DataConfig(dataset=str(folder), validation_split="train+test+unsupervised"))
+    assert sorted(texts(scored.documents)) == sorted(texts(everything.documents))
+    assert scored.description.startswith("all documents of ")
 
 
 def test_to_evaluate_an_empty_file_is_refused(tmp_path):
-    with pytest.raises(Refused, match="holds no document there; name data with text in it$"):
+    with pytest.raises(Refused, match="has no documents there; pass a dataset with text$"):
         load_documents(DataConfig(dataset=str(put(tmp_path / "a.txt"))))
 
 
@@ -394,24 +429,26 @@ def test_a_text_column_of_the_hub_may_be_missing_not_text_or_in_doubt(tmp_path, 
     pq.write_table(pa.table({"title": ["t"], "review": ["r"], "stars": [1]}), file)
     from_hub(train=file, test=file)
     assert refusal("o/n") == (
-        "data.text_column: PATH has several text columns: title, review; name one with --data.text_column"
+        "data.text_column: PATH has several text columns: title, review; choose one with --data.text_column"
     )
     assert refusal("o/n", text_column="stars") == (
         "data.text_column = 'stars': is not text in PATH; text columns are title, review"
     )
     assert refusal("o/n", text_column="body") == (
-        "data.text_column = 'body': is not there in PATH; text columns are title, review"
+        "data.text_column = 'body': does not exist in PATH; text columns are title, review"
     )
     pq.write_table(pa.table({"stars": [1]}), tmp_path / "none.parquet")
     from_hub(train=tmp_path / "none.parquet")
-    assert refusal("o/n") == ("data.text_column: PATH has no text column among stars; name one with --data.text_column")
+    assert refusal("o/n") == (
+        "data.text_column: PATH has no text column among stars; choose one with --data.text_column"
+    )
 
 
 def test_a_split_that_the_hub_does_not_have_is_refused_with_those_it_has(tmp_path, from_hub):
     from_hub(train=put(tmp_path / "train.parquet", "a"), dev=put(tmp_path / "dev.parquet", "b"))
     assert refusal("o/n") == (
         "data.validation_split = 'test': PATH has no split 'test', it has dev, train; "
-        "name one, or hold documents out with --data.validation_split ''"
+        "pass one of them, or hold documents out with --data.validation_split ''"
     )
 
 
@@ -465,7 +502,7 @@ def test_the_column_of_a_stream_may_be_missing_or_not_text(tmp_path, from_hub, k
         "data.text_column = 'stars': is not text in PATH; text columns are review"
     )
     assert refusal("o/n", streaming=True, text_column="body") == (
-        "data.text_column = 'body': is not there in PATH; text columns are review"
+        "data.text_column = 'body': does not exist in PATH; text columns are review"
     )
 
 

@@ -210,7 +210,7 @@ def sequences() -> Sequences:
 
 
 def test_the_collator_takes_its_rates_from_the_settings_and_its_ids_from_the_tokenizer(tokenizer):
-    built = build_collator(sequences(), tokenizer, MaskingConfig("token", 0.3, 0.5, 0.25), seed=9)
+    built = build_collator(sequences(), tokenizer, MaskingConfig(0.3, 0.5, 0.25), seed=9)
     assert (built.mlm_probability, built.mask_replace_prob, built.random_replace_prob) == (0.3, 0.5, 0.25)
     assert (built.seed, built.epoch_masks, built.mask_token_id, built.pad_token_id) == (9, True, MASK, PAD)
     assert built.special_token_ids.tolist() == sorted(SPECIAL)
@@ -219,7 +219,7 @@ def test_the_collator_takes_its_rates_from_the_settings_and_its_ids_from_the_tok
 
 
 def test_validation_is_masked_at_15_percent_whatever_the_training_ratio_and_the_same_each_epoch(tokenizer):
-    built = build_collator(sequences(), tokenizer, MaskingConfig("token", 0.3, 0.5, 0.25), seed=9, validation=True)
+    built = build_collator(sequences(), tokenizer, MaskingConfig(0.3, 0.5, 0.25), seed=9, validation=True)
     assert (built.mlm_probability, built.epoch_masks) == (0.15, False)
     assert (built.mask_replace_prob, built.random_replace_prob) == (0.5, 0.25)
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.tiny_run import inside
+from tests.tiny_run import inside, train
 from tf_mlm.commands.main import main
 from tf_mlm.config import DataConfig, load_config
 
@@ -27,7 +27,7 @@ def evaluate(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> dict
     return json.loads(capsys.readouterr().out)
 
 
-def compute(model_folder: Path, data: DataConfig, seed: int) -> dict[str, float]:
+def compute(model_folder: Path, data: DataConfig, seed: int) -> dict[str, Any]:
     """The same metrics in float64 numpy, from the stock model's logits at every position."""
     import transformers
 
@@ -38,8 +38,8 @@ def compute(model_folder: Path, data: DataConfig, seed: int) -> dict[str, float]
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder)
     model = transformers.TFDistilBertForMaskedLM.from_pretrained(model_folder)
-    documents, fingerprint = load_documents(data)
-    sequences = load_sequences(documents, fingerprint, tokenizer, data, "validation")
+    scored = load_documents(data)
+    sequences = load_sequences(scored.documents, scored.fingerprint, tokenizer, data, "validation")
     collator = build_collator(sequences, tokenizer, MaskingConfig(), seed, validation=True)
     batch = collator([{"epoch": 0, "index": index} for index in range(len(sequences.input_ids))])
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.numpy()
@@ -54,7 +54,14 @@ def compute(model_folder: Path, data: DataConfig, seed: int) -> dict[str, float]
         "masked_accuracy_top_5": ((rows > own[:, None]).sum(-1) < 5).mean(),
         "sequences": len(sequences.input_ids),
         "masked_tokens": len(targets),
+        "documents": scored.description,
+        "num_documents": len(scored.documents),
     }
+
+
+def assert_equal(metrics: dict[str, Any], expected: dict[str, Any]) -> None:
+    for name, value in expected.items():
+        assert metrics[name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-6)), name
 
 
 def test_a_bare_model_is_evaluated_on_all_documents_named(
@@ -65,7 +72,7 @@ def test_a_bare_model_is_evaluated_on_all_documents_named(
     monkeypatch.setattr(runtime, "choose_precision", lambda _: runtime.Precision("float32", "to be compared"))
     metrics = evaluate(capsys, finished_run / "model", "--dataset", reviews)
     expected = compute(finished_run / "model", DataConfig(dataset=str(reviews)), seed=42)
-    assert metrics == pytest.approx(expected, rel=1e-6)
+    assert_equal(metrics, expected)
     assert metrics["masked_tokens"] > 100  # enough for the sums to mean something
 
 
@@ -77,7 +84,7 @@ def test_a_run_on_other_data_keeps_its_own_sequence_length_batch_and_seed(
     data = replace(config.data, dataset=str(reviews), num_validation_sequences=0)
     expected = compute(finished_run / "model", data, config.training.seed)
     assert metrics["sequences"] == expected["sequences"] > 16  # more than a batch, the last one filled up
-    assert metrics == pytest.approx(expected, rel=1e-6)
+    assert_equal(metrics, expected)
 
 
 def test_other_data_may_need_its_own_settings(
@@ -92,23 +99,68 @@ def test_other_data_may_need_its_own_settings(
     metrics = evaluate(capsys, finished_run, "--dataset", texts, *flags)
     data = DataConfig(dataset=str(texts), text_column="body", validation_split="validation", sequence_length=32)
     data = replace(data, num_validation_sequences=0)
-    assert metrics == pytest.approx(compute(finished_run / "model", data, seed=7), rel=1e-6)
+    assert_equal(metrics, compute(finished_run / "model", data, seed=7))
     with inside(Path()):
         assert main(["evaluate", str(finished_run), "--data.document", "file"]) == 2
-        assert "--data.document is of other data; name that with --dataset" in capsys.readouterr().err
+        assert "--data.document requires --dataset" in capsys.readouterr().err
         assert main(["evaluate", str(finished_run), "--dataset", str(texts), "--data.document", "book"]) == 2
     assert "--data.document = 'book'" in capsys.readouterr().err
 
 
-def test_for_a_reader_the_numbers_come_with_their_meaning(
+def test_the_printed_table_says_what_was_scored(
     finished_run: Path, reviews: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     metrics = evaluate(capsys, finished_run, "--dataset", reviews)
     with inside(Path()):
         assert main(["evaluate", str(finished_run), "--dataset", str(reviews)]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"loss             {metrics['loss']:.4f} nats a masked token",
-        f"perplexity       {metrics['perplexity']:.2f}",
-        f"masked accuracy  {metrics['masked_accuracy']:.2%} top 1, {metrics['masked_accuracy_top_5']:.2%} top 5",
-        f"over             {metrics['masked_tokens']:,} masked tokens of {metrics['sequences']:,} sequences",
+        f"Loss (nats per masked token)  {metrics['loss']:.4f}",
+        f"Perplexity                    {metrics['perplexity']:,.2f}",
+        f"Masked accuracy (top 1)       {metrics['masked_accuracy']:.2%}",
+        f"Masked accuracy (top 5)       {metrics['masked_accuracy_top_5']:.2%}",
+        f"scored                        {metrics['masked_tokens']:,} masked tokens (15% of all) in "
+        f"{metrics['sequences']:,} sequences of 50 documents: all documents (no named splits)",
     ]
+
+
+def test_documents_of_the_training_text_are_counted_and_reported(
+    tmp_path: Path, reviews: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run's own file, scored as if it were other data."""
+    flags = ["--dataset", str(reviews), "--model.vocab_size", "100", "--training.num_train_steps", "2"]
+    assert train(tmp_path, *flags, "--output-dir", "RUN") == 0
+    metrics = evaluate(capsys, tmp_path / "RUN", "--dataset", reviews)
+    held_out = evaluate(capsys, tmp_path / "RUN")
+    assert held_out["num_in_training"] == 0 and held_out["num_documents"] == 2
+    assert metrics["num_documents"] == 50 and metrics["num_in_training"] == 48
+    with inside(Path()):
+        assert main(["evaluate", str(tmp_path / "RUN"), "--dataset", str(reviews)]) == 0
+        assert "48 of these documents are in the run's training text" in capsys.readouterr().out
+        other = tmp_path / "other.txt"
+        other.write_text("A film about nothing at all.\nA film about a sheriff.\n")
+        assert main(["evaluate", str(tmp_path / "RUN"), "--dataset", str(other)]) == 0
+    assert "training text" not in capsys.readouterr().out
+    assert evaluate(capsys, tmp_path / "RUN" / "model", "--dataset", reviews)["num_in_training"] is None
+
+
+def test_a_run_is_evaluated_from_any_directory(
+    tmp_path: Path, reviews: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command of its model card: `cd RUN; python -m tf_mlm evaluate .`"""
+    (tmp_path / "reviews.txt").write_text(reviews.read_text())
+    flags = ["--dataset", "reviews.txt", "--model.vocab_size", "100", "--training.num_train_steps", "2"]
+    assert train(tmp_path, *flags, "--output-dir", "RUN") == 0
+    from_outside = evaluate(capsys, tmp_path / "RUN")
+    monkeypatch.chdir(tmp_path / "RUN")
+    assert evaluate(capsys, ".") == from_outside
+    assert load_config(Path("config.toml")).data.dataset == "reviews.txt"
+
+
+def test_no_validation_split_scores_all_documents(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split, count in (("train", 5), ("test", 3)):
+        (tmp_path / f"{split}.txt").write_text("".join(f"the {split} film of {n} scenes\n" for n in range(count)))
+    assert evaluate(capsys, finished_run, "--dataset", tmp_path)["num_documents"] == 3
+    everything = evaluate(capsys, finished_run, "--dataset", tmp_path, "--data.validation_split", "")
+    assert everything["num_documents"] == 8 and everything["documents"] == "all documents of train, test"

@@ -6,6 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.tiny_run import inside, train
+from tf_mlm.commands.main import main
+from tf_mlm.config import MaskingConfig
 from tf_mlm.errors import Refused
 
 SENTENCE = "The film was a delight from beginning to end, and so was the music of its last scene."
@@ -18,12 +21,14 @@ def trained(finished_run: Path) -> tuple[Any, Any]:
     return load_trained(str(finished_run / "model"))
 
 
-def explain(trained: tuple[Any, Any], sentence: str, seed: int) -> dict[str, list[str]]:
+def explain(
+    trained: tuple[Any, Any], sentence: str, seed: int, masking: MaskingConfig | None = None
+) -> dict[str, list[str]]:
     """The lines that `explain` prints, by the word that they begin with."""
     from tf_mlm.inference.explain import explain_sentence
 
     lines: dict[str, list[str]] = {}
-    for line in explain_sentence(*trained, sentence, seed).splitlines():
+    for line in explain_sentence(*trained, sentence, masking or MaskingConfig(), seed).splitlines():
         name, rest = line.split(maxsplit=1)
         lines.setdefault(name, []).append(rest)
     return lines
@@ -37,7 +42,7 @@ def test_guesses_and_losses_are_those_of_the_stock_model_on_the_masked_sentence(
 
     model, tokenizer = trained
     lines = explain(trained, SENTENCE, seed)
-    (original,), (masked,) = lines["tokenise"], lines["mask"]
+    (original,), (masked,) = lines["tokenize"], lines["mask"]
     assert original == " ".join(tokenizer.convert_ids_to_tokens(tokenizer(SENTENCE)["input_ids"]))
     input_ids = np.array([tokenizer.convert_tokens_to_ids(masked.split())])
     stock = transformers.TFDistilBertForMaskedLM.from_pretrained(finished_run / "model")
@@ -68,3 +73,21 @@ def test_the_seed_decides_what_is_masked(trained: tuple[Any, Any]) -> None:
 def test_a_sentence_that_cannot_be_explained_is_refused(trained: tuple[Any, Any], sentence: str, reason: str) -> None:
     with pytest.raises(Refused, match=f"^explain: .*{reason}"):
         explain(trained, sentence, 0)
+
+
+def test_numbers_are_printed_with_enough_digits_and_words_agree(trained: tuple[Any, Any]) -> None:
+    one = explain(trained, "A film.", 0)
+    assert len(one["loss"]) == 1 and " nats over 1 predicted token: " in one["mean"][0]
+    (probability,) = re.findall(r"-ln ([\d.e-]+) = ([\d.]+)", one["loss"][0])
+    assert -math.log(float(probability[0])) == pytest.approx(float(probability[1]), abs=2e-3)
+
+
+def test_a_run_is_explained_with_its_own_masking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--training.num_train_steps", "2", "--masking.mlm_probability", "0.5", "--masking.mask_replace_prob", "1"]
+    assert train(tmp_path, *flags, "--masking.random_replace_prob", "0", "--output-dir", "RUN") == 0
+    capsys.readouterr()
+    with inside(tmp_path):
+        assert main(["explain", "RUN", SENTENCE]) == 0
+    masked = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("mask "))
+    tokens = masked.split()[2:-1]  # without the word "mask", [CLS] and [SEP]
+    assert abs(tokens.count("[MASK]") - len(tokens) / 2) <= 1

@@ -213,7 +213,10 @@ def test_what_is_no_finished_run_has_no_card_to_publish(
     shutil.copytree(finished_run, tmp_path / "RUN")
     metrics = (tmp_path / "RUN" / "metrics.jsonl").read_text()
     (tmp_path / "RUN" / "metrics.jsonl").write_text(metrics[: metrics.rindex('{"event": "end"')])
-    for name, words in (("RUN", "this run has not finished"), ("RUN/model", "is no run, of which the card tells")):
+    for name, words in (
+        ("RUN", "this run has not finished"),
+        ("RUN/model", "is not a run directory; the model card is generated from one"),
+    ):
         arguments = ["export", str(tmp_path / name), "--output", str(tmp_path / "published"), "--format", "huggingface"]
         assert main(arguments) == 2
         assert words in capsys.readouterr().err
@@ -575,7 +578,7 @@ def test_the_second_time_the_run_ends_with_3_and_names_step_and_examples(
         assert kept and all(np.isfinite(array).all() for arrays in kept for array in arrays.values())
         with inside(tmp_path):  # by itself it is not taken up again
             assert train_main(["--resume"]) == 2
-        assert "no unfinished run" in capsys.readouterr().err
+        assert "no resumable run in runs/" in capsys.readouterr().err
         assert train(tmp_path, *command, "--output-dir", "runs/RUN", "--resume") == 3  # as before, when asked for
     assert [event for event in read_metrics(run) if event["event"] == "non_finite"] == [end]
 
@@ -639,7 +642,7 @@ def test_a_run_directory_gone_in_the_middle_ends_the_run_with_4(
         patch.setattr(MetricsLog, "on_train_batch_end", remove)
         assert train(tmp_path, "--output-dir", "RUN") == 4
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("error: input/output failed: ") and "metrics.jsonl" in last
+    assert last.startswith("error: I/O error: ") and "metrics.jsonl" in last
 
 
 def test_a_full_disk_while_a_checkpoint_is_written_ends_the_run_with_4(
@@ -661,7 +664,7 @@ def test_a_full_disk_while_a_checkpoint_is_written_ends_the_run_with_4(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Checkpoints, "save", save_on_full_disk)
         assert train(tmp_path, "--checkpoint.every_steps", "2", "--output-dir", "RUN") == 4
-    assert capsys.readouterr().err.splitlines()[-1].startswith("error: input/output failed: ")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: I/O error: ")
     assert not list((tmp_path / "RUN" / "checkpoints").iterdir())  # no half a checkpoint
 
 
@@ -674,7 +677,7 @@ def test_a_disk_without_room_for_the_run_is_refused_before_training(
         patch.setattr(directory, "free_bytes", lambda path: 2**20)
         assert train(tmp_path, "--output-dir", "RUN") == 2
     said = capsys.readouterr()
-    assert said.err.splitlines()[-1].startswith("error: --output-dir RUN: 1.0 MiB are free where the run needs ")
+    assert said.err.splitlines()[-1].startswith("error: --output-dir RUN: the run needs ")
     assert re.search(r"^disk +\d\.\d MiB at the peak, for 3 checkpoints and the model; ", said.out, re.M)
     assert not (tmp_path / "RUN").exists()
 

@@ -1,7 +1,7 @@
-"""Where the text comes from: the Hub, local files, or the sample. Data in, two lots of documents out."""
+"""Loads the training and validation documents: from the Hub, from local files, or the sample corpus."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import xxhash
 
 from tf_mlm import hub
 from tf_mlm.config import DataConfig
-from tf_mlm.data.files import find_split_files, read_documents
+from tf_mlm.data.files import find_split_files, find_text_column, read_documents
 from tf_mlm.data.sample_corpus import generate_documents
 from tf_mlm.errors import Refused
 
@@ -21,7 +21,7 @@ _FEATURES = datasets.Features({"text": datasets.Value("string")})
 _NO_DOCUMENTS = datasets.Dataset.from_dict({"text": []}, _FEATURES)  # also for a split that the settings do not name
 _BLANK = xxhash.xxh3_64_intdigest(b"")  # the hash of every document without text
 _SAMPLE_DOCUMENTS = 4200
-_READER_VERSION = "1"  # raise it when `read_documents` makes other documents of the same files
+_READER_VERSION = "2"  # raise it when `read_documents` makes other documents of the same files
 _ROWS_LOOKED_AT = 100  # to find the columns of a stream that does not know them
 _HOLD_OUT_STREAM = 3  # keeps these random numbers apart from those drawn with the same seed elsewhere
 _CHARACTERS_PER_TOKEN = 4  # of English prose in WordPiece; streaming reads twice what the caps need by this
@@ -33,8 +33,11 @@ class Corpus:
 
     Attributes:
         num_overlap: validation documents dropped because their exact text is in the training documents.
-        held_out: whether the validation documents were held out of one lot, rather than a split of their own.
+        held_out: whether the validation documents were held out of the training documents; otherwise they are a split.
         train_fingerprint: hash of the training documents' content, in order; likewise `validation_fingerprint`.
+        train_hashes: uint64 [num_documents], a hash of each training document.
+        text_column: the column that holds the text; "" where the data has no columns.
+        columns: all columns of the data.
     """
 
     train: datasets.Dataset
@@ -43,6 +46,24 @@ class Corpus:
     held_out: bool
     train_fingerprint: str
     validation_fingerprint: str
+    train_hashes: np.ndarray
+    text_column: str = ""
+    columns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ScoredDocuments:
+    """Documents to evaluate a model on.
+
+    Attributes:
+        description: which documents they are, for a reader.
+        num_in_training: those that are also in the training text; None where that text is unknown.
+    """
+
+    documents: datasets.Dataset
+    fingerprint: str
+    description: str
+    num_in_training: int | None
 
 
 def load_corpus(config: DataConfig, seed: int) -> Corpus:
@@ -51,7 +72,8 @@ def load_corpus(config: DataConfig, seed: int) -> Corpus:
     Raises:
         Refused: the data cannot be had, is malformed, lacks a split or the text column, or is too small to divide.
     """
-    splits = _load_splits(config)
+    table = _load_table(config, _named_splits(config))
+    splits = table.splits
     unnamed = list(splits) == [""]
     held_out = unnamed or not config.validation_split
     train = _join(splits, config.train_split, "train_split", config)
@@ -61,8 +83,9 @@ def load_corpus(config: DataConfig, seed: int) -> Corpus:
     if held_out:
         if len(train) < 2:
             raise Refused(
-                f"data.dataset = {config.dataset!r}: {len(train)} document, and none can be held out to validate on; "
-                "give more documents, or divide the text with --data.document paragraph or line"
+                f"data.dataset = {config.dataset!r}: holds {len(train)} document, and validation needs another one; "
+                "pass a dataset with more documents, or name a split with --data.validation_split"
+                + ("" if config.document == "line" else ", or pass --data.document line")
             )
         order = np.random.default_rng([seed, _HOLD_OUT_STREAM]).permutation(len(train))
         num_validation = min(max(1, round(len(train) * config.validation_fraction)), len(train) - 1)
@@ -75,9 +98,10 @@ def load_corpus(config: DataConfig, seed: int) -> Corpus:
     blank = validation_hashes == _BLANK  # no overlap: left out with the other empty documents, and counted there
     overlap = ~blank & np.isin(validation_hashes, hashes)
     if overlap.any() and (overlap | blank).all():
+        fix = "remove the duplicates from the data" if held_out else "pass another data.validation_split"
         raise Refused(
-            f"data.validation_split: each of the {overlap.sum()} validation documents is also a training document; "
-            "name another split"
+            f"data.dataset = {config.dataset!r}: no validation document is left, because each of the {overlap.sum()} "
+            f"is also a training document; {fix}"
         )
     kept = np.flatnonzero(~overlap)
     return Corpus(
@@ -87,33 +111,70 @@ def load_corpus(config: DataConfig, seed: int) -> Corpus:
         held_out=held_out,
         train_fingerprint=xxhash.xxh3_128_hexdigest(hashes.tobytes()),
         validation_fingerprint=xxhash.xxh3_128_hexdigest(validation_hashes[kept].tobytes()),
+        train_hashes=hashes,
+        text_column=table.text_column,
+        columns=table.columns,
     )
 
 
-def load_documents(config: DataConfig) -> tuple[datasets.Dataset, str]:
-    """All documents of `validation_split`, or of data without splits, and the hash of their content.
+def load_documents(config: DataConfig, train_hashes: np.ndarray | None = None) -> ScoredDocuments:
+    """The documents of `validation_split`; all documents where it is "" or the data has no named splits.
+
+    Args:
+        train_hashes: uint64, the hashes of the documents that the model was trained on, where they are known.
 
     Raises:
-        Refused: as `load_corpus` does.
+        Refused: as `load_corpus`.
     """
-    config = replace(config, validation_split=config.validation_split or DataConfig().validation_split)
-    splits = _load_splits(config)
-    wanted = "" if list(splits) == [""] else config.validation_split  # data without splits is taken whole
-    documents = _join(splits, wanted, "validation_split", config)
-    return documents, xxhash.xxh3_128_hexdigest(_hash_texts(documents).tobytes())
+    wanted = set(config.validation_split.split("+")) if config.validation_split else None
+    splits = _load_table(config, wanted).splits
+    if list(splits) == [""]:
+        documents, description = _join(splits, "", "validation_split", config), "all documents (no named splits)"
+    elif wanted is None:
+        documents = _join(splits, "+".join(splits), "validation_split", config)
+        description = f"all documents of {', '.join(splits)}"
+    else:
+        documents = _join(splits, config.validation_split, "validation_split", config)
+        description = f"split {config.validation_split}"
+    hashes = _hash_texts(documents)
+    num_in_training = None
+    if train_hashes is not None:
+        num_in_training = int((np.isin(hashes, train_hashes) & (hashes != _BLANK)).sum())
+    return ScoredDocuments(
+        documents,
+        fingerprint=xxhash.xxh3_128_hexdigest(hashes.tobytes()),
+        description=description,
+        num_in_training=num_in_training,
+    )
 
 
-def _load_splits(config: DataConfig) -> dict[str, datasets.Dataset]:
-    """The splits that the config names, as documents; one under '' where the data has no named splits."""
+@dataclass(frozen=True)
+class _Table:
+    """The splits of a dataset as documents; one under "" where the data has no named splits."""
+
+    splits: dict[str, datasets.Dataset]
+    text_column: str = ""
+    columns: tuple[str, ...] = ()
+
+
+def _load_table(config: DataConfig, wanted: set[str] | None) -> _Table:
+    """The splits in `wanted`, or every split where it is None; the others are empty."""
+    is_local = hub.is_local(config.dataset)
+    if config.streaming and (is_local or config.dataset == SAMPLE):
+        raise Refused(
+            f"data.streaming = true: requires a dataset of the Hub, and data.dataset = {config.dataset!r} is not one; "
+            "omit data.streaming"
+        )
     if config.dataset == SAMPLE:
-        return {"": datasets.Dataset.from_dict({"text": generate_documents(_SAMPLE_DOCUMENTS, seed=0)})}
-    if not hub.is_local(config.dataset):
-        return _load_from_hub(config)
+        return _Table({"": datasets.Dataset.from_dict({"text": generate_documents(_SAMPLE_DOCUMENTS, seed=0)})})
+    if not is_local:
+        return _load_from_hub(config, wanted)
     files = find_split_files(config.dataset, config.config_name)
-    return {
-        split: _load_files(paths, config) if split in _named_splits(config) or not split else _NO_DOCUMENTS
-        for split, paths in files.items()
-    }
+    named = [split for split in files if wanted is None or split in wanted or not split]
+    found = find_text_column([path for split in named for path in files[split]], config.text_column, config.csv_header)
+    column, columns = found or ("", [])
+    splits = {split: _load_files(paths, config) if split in named else _NO_DOCUMENTS for split, paths in files.items()}
+    return _Table(splits, column, tuple(columns))
 
 
 def _named_splits(config: DataConfig) -> set[str]:
@@ -128,6 +189,7 @@ def _load_files(paths: list[Path], config: DataConfig) -> datasets.Dataset:
         "contents": contents,
         "text_column": config.text_column,
         "document": config.document,
+        "csv_header": config.csv_header,
         "reader": _READER_VERSION,
     }
     try:
@@ -143,13 +205,13 @@ def _load_files(paths: list[Path], config: DataConfig) -> datasets.Dataset:
 
 
 def _generate(
-    paths: list[Path], contents: list[str], text_column: str, document: Any, reader: str
+    paths: list[Path], contents: list[str], text_column: str, document: Any, csv_header: bool, reader: str
 ) -> Iterator[dict[str, str]]:
-    for text in read_documents(paths, text_column, document):
+    for text in read_documents(paths, text_column, document, csv_header):
         yield {"text": text}
 
 
-def _load_from_hub(config: DataConfig) -> dict[str, datasets.Dataset]:
+def _load_from_hub(config: DataConfig, wanted: set[str] | None) -> _Table:
     try:
         splits = datasets.load_dataset(
             config.dataset,
@@ -158,27 +220,28 @@ def _load_from_hub(config: DataConfig) -> dict[str, datasets.Dataset]:
             num_proc=None if config.streaming or config.num_proc == 1 else config.num_proc,
             streaming=config.streaming,
         )
-        return _select_documents(splits, config)
+        return _select_documents(splits, config, wanted)
     except Refused:
         raise
     except Exception as error:  # the library lets through whatever its readers, parsers and transports raise
         raise hub.refusal("data.dataset", config.dataset, error) from None
 
 
-def _select_documents(splits: Any, config: DataConfig) -> dict[str, datasets.Dataset]:
-    column = None
+def _select_documents(splits: Any, config: DataConfig, wanted: set[str] | None) -> _Table:
+    column, columns = "", ()
     documents = {}
     for name, split in splits.items():
-        if name not in _named_splits(config):
+        if wanted is not None and name not in wanted:
             documents[name] = _NO_DOCUMENTS
             continue
-        column = column or _find_text_column(split, config)
+        if not column:
+            column, columns = _find_text_column(split, config)
         text_only = split.select_columns([column])
         if column != "text":  # the library refuses to rename a column to its own name
             text_only = text_only.rename_column(column, "text")
         is_train = name in config.train_split.split("+")
         documents[name] = _read_stream(text_only, config, is_train) if config.streaming else text_only
-    return documents
+    return _Table(documents, column, columns)
 
 
 def _read_stream(stream: datasets.IterableDataset, config: DataConfig, is_train: bool) -> datasets.Dataset:
@@ -194,29 +257,30 @@ def _read_stream(stream: datasets.IterableDataset, config: DataConfig, is_train:
     return datasets.Dataset.from_dict({"text": texts}, _FEATURES)
 
 
-def _find_text_column(split: Any, config: DataConfig) -> str:
+def _find_text_column(split: Any, config: DataConfig) -> tuple[str, tuple[str, ...]]:
+    """The column of texts, and all columns."""
     features = split.features or datasets.Dataset.from_list(list(split.take(_ROWS_LOOKED_AT))).features
     strings = [
         name for name, feature in features.items() if getattr(feature, "dtype", "") in ("string", "large_string")
     ]
     if config.text_column:
         if config.text_column not in strings:
-            kind = "is not text" if config.text_column in features else "is not there"
+            kind = "is not text" if config.text_column in features else "does not exist"
             raise Refused(
                 f"data.text_column = {config.text_column!r}: {kind} in {config.dataset}; text columns are "
                 f"{', '.join(strings) or 'none'}"
             )
-        return config.text_column
+        return config.text_column, tuple(features)
     if "text" in strings:
-        return "text"
+        return "text", tuple(features)
     if len(strings) == 1:
-        return strings[0]
+        return strings[0], tuple(features)
     found = (
         f"several text columns: {', '.join(strings)}"
         if strings
         else f"no text column among {', '.join(features) or 'none'}"
     )
-    raise Refused(f"data.text_column: {config.dataset} has {found}; name one with --data.text_column")
+    raise Refused(f"data.text_column: {config.dataset} has {found}; choose one with --data.text_column")
 
 
 def _join(splits: dict[str, datasets.Dataset], wanted: str, setting: str, config: DataConfig) -> datasets.Dataset:
@@ -225,7 +289,7 @@ def _join(splits: dict[str, datasets.Dataset], wanted: str, setting: str, config
         # The defaults "train" and "test" ask such data for nothing that could be missing; any other name does.
         if wanted not in (getattr(DataConfig(), setting), ""):
             raise Refused(
-                f"data.{setting} = {wanted!r}: {config.dataset} has no named splits; leave the setting out, and "
+                f"data.{setting} = {wanted!r}: {config.dataset} has no named splits; omit the setting, and "
                 "data.validation_fraction of the documents is held out"
             )
         names = [""]
@@ -235,13 +299,11 @@ def _join(splits: dict[str, datasets.Dataset], wanted: str, setting: str, config
         if name not in splits:
             raise Refused(
                 f"data.{setting} = {wanted!r}: {config.dataset} has no split {name!r}, it has "
-                f"{', '.join(sorted(splits))}; name one, or hold documents out with --data.validation_split ''"
+                f"{', '.join(sorted(splits))}; pass one of them, or hold documents out with --data.validation_split ''"
             )
     documents = datasets.concatenate_datasets([splits[name] for name in names])
     if not len(documents):
-        raise Refused(
-            f"data.{setting} = {wanted!r}: {config.dataset} holds no document there; name data with text in it"
-        )
+        raise Refused(f"data.{setting} = {wanted!r}: {config.dataset} has no documents there; pass a dataset with text")
     return documents
 
 

@@ -1,5 +1,6 @@
 """Local text files -> documents: which files a path names, and the texts in them, with the place of every fault."""
 
+import contextlib
 import csv
 import difflib
 import glob
@@ -32,6 +33,7 @@ from tf_mlm.errors import Refused
 KINDS = ("txt", "csv", "tsv", "json", "jsonl", "ndjson", "parquet")
 ByteStream = BinaryIO | gzip.GzipFile
 ChooseColumn = Callable[[dict[str, str]], str]  # column -> type, to the column of texts
+_LONGEST_NAME, _MOST_WORDS_IN_NAME = 64, 8  # of a column in the header of a csv file
 ROWS_LOOKED_AT = 100  # to tell which columns of a csv or json file hold text
 TYPE_NAMES = {str: "string", bool: "boolean", int: "number", float: "number", list: "array", dict: "object"}
 
@@ -190,8 +192,29 @@ def _kinds_in_words() -> str:
     return f"{', '.join(KINDS)} (each also with .gz)"
 
 
+def find_text_column(paths: list[Path], text_column: str, csv_header: bool = True) -> tuple[str, list[str]] | None:
+    """The column of texts and all columns of the first file that has columns; None where only txt files are given.
+
+    Raises:
+        Refused: as `read_documents`.
+    """
+    path = next((path for path in paths if _kind(path) != "txt"), None)
+    if path is None:
+        return None
+    chosen: list[tuple[str, list[str]]] = []
+
+    def choose_column(types: dict[str, str]) -> str:
+        column = _choose_column(path, text_column, "", types)
+        chosen.append((column, list(types)))
+        return column
+
+    with _reading(path), _open(path) as file:
+        next(_read_table(path, file, choose_column, csv_header), None)
+    return chosen[0] if chosen else None
+
+
 def read_documents(
-    paths: list[Path], text_column: str, document: Literal["line", "paragraph", "file"]
+    paths: list[Path], text_column: str, document: Literal["line", "paragraph", "file"], csv_header: bool = True
 ) -> Iterator[str]:
     """The texts of the files, in order, exactly as they stand there; a null is yielded as "".
 
@@ -202,6 +225,7 @@ def read_documents(
         text_column: the column of a csv, tsv, json or parquet file that holds the text; "" to find it: `text`, or the
             only string column of the first file. The other files must have it too.
         document: what of a txt file is a document; a paragraph ends at a blank line.
+        csv_header: whether the first line of a csv or tsv file names the columns; otherwise they are column_1, ...
 
     Raises: Refused, with the file and the place in it, if a file cannot be read, is malformed or not UTF-8, or if the
         column is missing, is not text, or is in doubt.
@@ -210,25 +234,38 @@ def read_documents(
     _require_known_kinds(paths)
     for path in paths:
         choose_column = partial(_choose_column, path, column, first)
-        try:
-            with _open(path) as file:
-                match _kind(path):
-                    case "txt":
-                        yield from _read_txt(path, file, document)
-                    case "csv":
-                        column = yield from _read_csv(path, file, choose_column, ",")
-                    case "tsv":
-                        column = yield from _read_csv(path, file, choose_column, "\t")
-                    case "parquet":
-                        column = yield from _read_parquet(path, file, choose_column)
-                    case _:
-                        column = (yield from _read_json(path, file, choose_column)) or column
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise _refused(path, f"damaged or truncated gzip: {error}; make it again") from error
-        except OSError as error:
-            raise _refused(path, f"cannot be read: {error.strerror or error}") from error
+        with _reading(path), _open(path) as file:
+            if _kind(path) == "txt":
+                yield from _read_txt(path, file, document)
+            else:
+                column = (yield from _read_table(path, file, choose_column, csv_header)) or column
         if not text_column:
             first = first or column and str(path)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Refuses the file where it is a damaged gzip or cannot be read."""
+    try:
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise _refused(path, f"damaged or truncated gzip: {error}; create it again") from error
+    except OSError as error:
+        raise _refused(path, f"cannot be read: {error.strerror or error}") from error
+
+
+def _read_table(
+    path: Path, file: ByteStream, choose_column: ChooseColumn, csv_header: bool
+) -> Generator[str, None, str]:
+    match _kind(path):
+        case "csv":
+            return (yield from _read_csv(path, file, choose_column, ",", csv_header))
+        case "tsv":
+            return (yield from _read_csv(path, file, choose_column, "\t", csv_header))
+        case "parquet":
+            return (yield from _read_parquet(path, file, choose_column))
+        case _:
+            return (yield from _read_json(path, file, choose_column))
 
 
 def _open(path: Path) -> ByteStream:
@@ -278,15 +315,23 @@ def _without_ending(text: str) -> str:
     return text[:-2] if text.endswith("\r\n") else text.removesuffix("\n")
 
 
-def _read_csv(path: Path, file: ByteStream, choose_column: ChooseColumn, delimiter: str) -> Generator[str, None, str]:
+def _read_csv(
+    path: Path, file: ByteStream, choose_column: ChooseColumn, delimiter: str, has_header: bool
+) -> Generator[str, None, str]:
     rows = _csv_rows(path, file, delimiter)
-    header = next(rows, [])
+    first_row = next(rows, [])
+    if not has_header:
+        rows = chain([first_row], rows)
+        first_row = [f"column_{number}" for number in range(1, len(first_row) + 1)]
+    header = first_row
     if not any(name.strip() for name in header):
         raise _refused(path, "no header; the first line must name the columns")
     _require_distinct_columns(path, header)
     if len(header) == 1 and (other := re.search("[;\t,]", header[0].replace(delimiter, ""))):
         raise _refused(path, f"its only column is {header[0]!r}; separate columns by {delimiter!r}, not {other[0]!r}")
     head = list(islice(rows, ROWS_LOOKED_AT))
+    if has_header and (reason := _why_no_header(header, head)):
+        raise _refused(path, f"{reason}; pass --data.csv_header false if the first line is a row")
     types = dict.fromkeys(header, "empty")
     for row in head:
         for name, value in zip(header, row, strict=True):
@@ -296,6 +341,19 @@ def _read_csv(path: Path, file: ByteStream, choose_column: ChooseColumn, delimit
     for row in chain(head, rows):
         yield row[index]
     return column
+
+
+def _why_no_header(header: list[str], head: list[list[str]]) -> str:
+    """Why the first line looks like a row of data and not like names of columns; "" where it looks like names."""
+    for index, name in enumerate(header):
+        shown = textwrap.shorten(name, 40, placeholder="…")
+        if len(name) > _LONGEST_NAME or len(name.split()) > _MOST_WORDS_IN_NAME:
+            return f"its first line holds the text {shown!r} where a column name is expected"
+        if _is_number(name):
+            return f"its first line holds the number {shown!r} where a column name is expected"
+        if name.strip() and sum(row[index] == name for row in head) > len(head) // 10:
+            return f"its first line holds {shown!r}, which is also a value of that column"
+    return ""
 
 
 def _csv_rows(path: Path, file: ByteStream, delimiter: str) -> Iterator[list[str]]:

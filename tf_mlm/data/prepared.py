@@ -1,13 +1,19 @@
-"""What a run trains and validates on, once prepared: sequences, the rows drawn from them, and the facts about both."""
+"""The prepared data of a run: sequences, the rows drawn from them, and facts about both."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from tf_mlm.config import Config
 from tf_mlm.data.corpus import Corpus
-from tf_mlm.data.pipeline import build_collator, build_train_dataset, build_validation_dataset
+from tf_mlm.data.pipeline import (
+    build_collator,
+    build_train_dataset,
+    build_validation_dataset,
+    epoch_order,
+    steps_per_epoch,
+)
 from tf_mlm.data.sequences import Sequences, load_sequences, unigram_counts, unigram_entropy
 from tf_mlm.errors import Refused
 
@@ -20,6 +26,7 @@ class PreparedData:
         train_rows: int64 [n], the rows of `train` that are trained on; likewise `validation_rows`.
         unigram_entropy: of the training corpus, in nats a token.
         facts: counts and fingerprint, for the run's environment.json and its model card.
+        train_hashes: uint64, a hash of each training document.
     """
 
     train: Sequences
@@ -28,6 +35,8 @@ class PreparedData:
     validation_rows: np.ndarray
     unigram_entropy: float
     facts: dict[str, Any]
+    train_hashes: np.ndarray
+    _token_counts: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
 
     def train_dataset(self, config: Config, tokenizer: Any, epochs: int, first_batch: int = 0) -> Any:
         """Batches of `train_rows`: see `build_train_dataset`."""
@@ -50,17 +59,34 @@ class PreparedData:
         )
 
     def count_tokens(self, config: Config, first_batch: int, end_batch: int) -> int:
-        from tf_mlm.data.pipeline import rows_of_batch
+        """Real tokens of the training batches from `first_batch` up to `end_batch`, counted from 0 over all epochs.
 
-        rows = [
-            rows_of_batch(self.train_rows, config.training.batch_size, config.training.seed, batch)
-            for batch in range(first_batch, end_batch)
-        ]
-        return int(sum(self.train.lengths[each].sum() for each in rows))
+        Padding and filler rows do not count.
+        """
+        per_epoch = steps_per_epoch(len(self.train_rows), config.training.batch_size)
+        tokens_per_epoch = int(self.train.lengths[self.train_rows].sum())
+
+        def count_until(batch: int) -> int:
+            epoch, number = divmod(batch, per_epoch)
+            within = int(self._tokens_until(config, epoch)[number - 1]) if number else 0
+            return epoch * tokens_per_epoch + within
+
+        return count_until(end_batch) - count_until(first_batch)
+
+    def _tokens_until(self, config: Config, epoch: int) -> np.ndarray:
+        """int64 [steps_per_epoch]: real tokens of the batches up to each one of `epoch`, counted from 0."""
+        if epoch not in self._token_counts:
+            order = self.train_rows[epoch_order(len(self.train_rows), config.training.seed, epoch + 1)]
+            tokens = np.cumsum(self.train.lengths[order], dtype=np.int64)
+            batch_size = config.training.batch_size
+            ends = np.arange(batch_size, len(order) + batch_size, batch_size).clip(max=len(order)) - 1
+            self._token_counts.clear()  # a training goes through the epochs in order
+            self._token_counts[epoch] = tokens[ends]
+        return self._token_counts[epoch]
 
 
 def prepare_data(config: Config, corpus: Corpus, tokenizer: Any) -> PreparedData:
-    """Tokenise both splits and draw their rows.
+    """Tokenize both splits and draw their rows.
 
     Raises:
         Refused: a split holds no ordinary token.
@@ -72,8 +98,8 @@ def prepare_data(config: Config, corpus: Corpus, tokenizer: Any) -> PreparedData
         counts = unigram_counts(sequences, len(tokenizer))
         if np.delete(counts, tokenizer.all_special_ids).sum() == 0:
             raise Refused(
-                f"data.dataset: the {split} documents hold no ordinary token, nothing could be masked; "
-                "name data with text in it"
+                f"data.dataset: the {split} documents hold no ordinary token that could be masked; pass a dataset with "
+                "text"
             )
         if split == "training":
             entropy = unigram_entropy(counts, tokenizer.all_special_ids)
@@ -83,6 +109,8 @@ def prepare_data(config: Config, corpus: Corpus, tokenizer: Any) -> PreparedData
         "train_documents": train.num_documents,
         "validation_documents": validation.num_documents,
         "held_out": corpus.held_out,
+        "text_column": corpus.text_column,
+        "columns": list(corpus.columns),
         "dropped_overlap": corpus.num_overlap,
         "dropped_empty": train.num_empty + validation.num_empty,
         "train_tokens": train.num_tokens,
@@ -95,7 +123,7 @@ def prepare_data(config: Config, corpus: Corpus, tokenizer: Any) -> PreparedData
         "validation_sequences_used": len(validation_rows),
         "fingerprint": f"{corpus.train_fingerprint}-{corpus.validation_fingerprint}",
     }
-    return PreparedData(train, validation, train_rows, validation_rows, entropy, facts)
+    return PreparedData(train, validation, train_rows, validation_rows, entropy, facts, corpus.train_hashes)
 
 
 def describe_data(facts: dict[str, Any]) -> str:
@@ -106,9 +134,11 @@ def describe_data(facts: dict[str, Any]) -> str:
         f"{facts[f'{short}_sequences']:>9,} sequences, {facts[f'{short}_sequences_used']:,} used"
         for split, short in (("training", "train"), ("validation", "validation"))
     ]
+    if facts["text_column"]:
+        lines.append(f"text       column {facts['text_column']!r} of {', '.join(facts['columns'])}")
     if facts["dropped_overlap"]:
         lines.append(
-            f"dropped    {facts['dropped_overlap']:>10,} validation documents whose text is in the training ones"
+            f"dropped    {facts['dropped_overlap']:>10,} validation documents that are also training documents"
         )
     if facts["dropped_empty"]:
         lines.append(f"dropped    {facts['dropped_empty']:>10,} documents without text")

@@ -5,10 +5,11 @@ What is kept is one memory-mapped int32 matrix, so that memory does not grow wit
 
 import itertools
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from tf_mlm.config import DataConfig
 from tf_mlm.errors import Refused
 
 _DOCUMENTS_PER_BATCH = 1000
+_CHARACTERS_PER_BATCH = 2**20
+"""Characters tokenized at a time: the tokenizer needs about 150 times as many bytes for its own structures."""
 _CAP_STREAM = 2  # keeps these random numbers apart from those drawn with the same seed elsewhere
 
 
@@ -132,6 +135,79 @@ def _one_each(encodings: list[Any] | None) -> Iterator[tuple[np.ndarray, np.ndar
         yield np.array([encoding.ids], np.int32), np.array([len(encoding)], np.int32)
 
 
+@dataclass(frozen=True)
+class _Encoding:
+    """The ids of a document that was tokenized in parts, in place of the tokenizer's own `Encoding`."""
+
+    ids: list[int]
+    overflowing: list["_Encoding"] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def _encode(texts: list[str], tokenizer: Any, max_length: int | None) -> list[Any]:
+    """The encodings of the texts, special tokens included, tokenized about `_CHARACTERS_PER_BATCH` at a time.
+
+    Args:
+        max_length: tokens of an encoding; the rest of a longer text is in its `overflowing`. None for no limit.
+    """
+    encodings: list[Any] = []
+    batch: list[str] = []
+    num_characters = 0
+    for text in texts:
+        if len(text) > _CHARACTERS_PER_BATCH and can_be_split(tokenizer):
+            encodings += tokenizer.backend_tokenizer.encode_batch_fast(batch)
+            encodings.append(_encode_long(text, tokenizer, max_length))
+            batch, num_characters = [], 0
+            continue
+        batch.append(text)
+        num_characters += len(text)
+        if num_characters >= _CHARACTERS_PER_BATCH:
+            encodings += tokenizer.backend_tokenizer.encode_batch_fast(batch)
+            batch, num_characters = [], 0
+    return encodings + tokenizer.backend_tokenizer.encode_batch_fast(batch)
+
+
+def can_be_split(tokenizer: Any) -> bool:
+    """Whether tokenizing a text in parts, divided before a single space, gives the ids of the whole text.
+
+    True where no token holds a space followed by something else: the pre-tokenizers of BERT, RoBERTa and ALBERT.
+    """
+    settings = json.loads(tokenizer.backend_tokenizer.to_str())
+    pre_tokenizer = settings["pre_tokenizer"] or {}
+    kinds = [part["type"] for part in pre_tokenizer.get("pretokenizers", [pre_tokenizer]) if part]
+    is_safe = kinds in (["BertPreTokenizer"], ["ByteLevel"], ["WhitespaceSplit", "Metaspace"], ["WhitespaceSplit"])
+    return is_safe and not any(re.search(r"\s", token["content"]) for token in settings["added_tokens"])
+
+
+def _encode_long(text: str, tokenizer: Any, max_length: int | None) -> _Encoding:
+    """The encoding of one text, tokenized in parts."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    ids: list[int] = []
+    for part in _parts(text):
+        ids += backend.encode_batch_fast([part], add_special_tokens=False)[0].ids
+    if max_length:
+        backend.enable_truncation(max_length)
+    body = max_length - tokenizer.num_special_tokens_to_add() if max_length else max(len(ids), 1)
+    rows = [
+        _Encoding(tokenizer.build_inputs_with_special_tokens(ids[start : start + body]))
+        for start in range(0, max(len(ids), 1), body)
+    ]
+    return _Encoding(rows[0].ids, rows[1:])
+
+
+def _parts(text: str) -> Iterator[str]:
+    """`text` divided before single spaces between other characters, into parts of about `_CHARACTERS_PER_BATCH`."""
+    space = re.compile(r"(?<=[^\s]) (?=[^\s])")
+    start = 0
+    while len(text) - start > _CHARACTERS_PER_BATCH and (found := space.search(text, start + _CHARACTERS_PER_BATCH)):
+        yield text[start : found.start()]
+        start = found.start()
+    yield text[start:]
+
+
 def _write(folder: Path, documents: datasets.Dataset, tokenizer: Any, config: DataConfig, description: str) -> None:
     """Write the rows aside and rename the folder, so that a kill leaves nothing that looks finished."""
     for left_by_a_kill in folder.parent.glob(f"{folder.name}.*/"):
@@ -153,7 +229,7 @@ def _write(folder: Path, documents: datasets.Dataset, tokenizer: Any, config: Da
                     texts = [text for text in batch if text and not text.isspace()]
                     num_documents += len(texts)
                     num_empty += len(batch) - len(texts)
-                    encodings = tokenizer.backend_tokenizer.encode_batch_fast(texts)
+                    encodings = _encode(texts, tokenizer, length if config.line_by_line else None)
                     pieces = [piece for encoding in encodings for piece in (encoding, *encoding.overflowing)]
                     num_tokens += sum(map(len, pieces))
                     if config.overflow == "split":

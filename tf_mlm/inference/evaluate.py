@@ -1,41 +1,82 @@
-"""How well a model predicts masked tokens of a text: the metrics of training's validation, for any model and data."""
+"""Evaluates any model on the masked tokens of any text, with the metrics of training's validation."""
 
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import tf_keras as keras
 
 from tf_mlm import runtime
 from tf_mlm.config import Config
-from tf_mlm.data.corpus import load_corpus, load_documents
-from tf_mlm.data.masking import num_slots
+from tf_mlm.data.corpus import ScoredDocuments, load_corpus, load_documents
+from tf_mlm.data.masking import VALIDATION_PROBABILITY, num_slots
 from tf_mlm.data.pipeline import build_collator, build_validation_dataset
 from tf_mlm.data.sequences import load_sequences
 from tf_mlm.errors import Refused
 from tf_mlm.model.loading import check_is_trained, load_model, load_tokenizer
-from tf_mlm.model.metrics import perplexity
+from tf_mlm.model.metrics import METRICS, metric_values, total_and_count
 
 
-def evaluate_model(config: Config, own_data: bool) -> dict[str, Any]:
-    """Metrics of `config.model` on the validation data of `config.data`, at the precision and batch size of `config`.
+@dataclass(frozen=True)
+class Evaluation:
+    """The metrics of a model on some documents.
+
+    Attributes:
+        metrics: value of each metric of the table, by name.
+        masked_tokens: tokens that were masked and predicted.
+        documents: which documents they come from, for a reader.
+        num_documents: how many those are.
+        num_in_training: those that are also in the training text of the run; None where that is unknown.
+    """
+
+    metrics: dict[str, float]
+    sequences: int
+    masked_tokens: int
+    documents: str
+    num_documents: int
+    num_in_training: int | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """One flat object, for JSON."""
+        return {
+            **self.metrics,
+            "sequences": self.sequences,
+            "masked_tokens": self.masked_tokens,
+            "documents": self.documents,
+            "num_documents": self.num_documents,
+            "num_in_training": self.num_in_training,
+        }
+
+    def describe(self) -> str:
+        """The metrics and what was scored, in lines."""
+        lines = [f"{metric.title:<28}  {metric.show(self.metrics[metric.name])}" for metric in METRICS]
+        lines.append(
+            f"{'scored':<28}  {self.masked_tokens:,} masked tokens ({VALIDATION_PROBABILITY:.0%} of all) in "
+            f"{self.sequences:,} sequences of {self.num_documents:,} documents: {self.documents}"
+        )
+        if self.num_in_training:
+            lines.append(
+                f"{'warning':<28}  {self.num_in_training:,} of these documents are in the run's training text: "
+                "the model has seen them"
+            )
+        return "\n".join(lines)
+
+
+def evaluate_model(config: Config, *, own_data: bool, train_hashes: np.ndarray | None = None) -> Evaluation:
+    """Evaluate `config.model` on the validation data of `config.data`, at the precision and batch size of `config`.
 
     Args:
-        own_data: the data that a run with this config validates on, to the last row; else all the documents of
-            `data.validation_split`, or of the whole data set where it has no splits.
-
-    Returns:
-        loss (nats a masked token), perplexity, masked_accuracy, masked_accuracy_top_5, sequences, masked_tokens.
+        own_data: the data that a run with this config validates on, to the last sequence; otherwise the documents of
+            `data.validation_split`, or all where it is "" or the data has no splits.
+        train_hashes: uint64, hashes of the documents that the model was trained on, where they are known.
     """
     keras.mixed_precision.set_global_policy(runtime.choose_precision(config.training.precision).policy)
     seed = config.training.seed
     tokenizer = load_tokenizer(config.model, ())
-    if own_data:
-        corpus = load_corpus(config.data, seed)
-        documents, fingerprint = corpus.validation, corpus.validation_fingerprint
-    else:
-        documents, fingerprint = load_documents(config.data)
-    model, new_weights = load_model(config.model, tokenizer, config.data.sequence_length)
-    check_is_trained(config.model.name, new_weights)
-    sequences = load_sequences(documents, fingerprint, tokenizer, config.data, "validation")
+    scored = _own_documents(config) if own_data else load_documents(config.data, train_hashes)
+    model, newly_initialized = load_model(config.model, tokenizer, config.data.sequence_length)
+    check_is_trained(config.model.name, newly_initialized)
+    sequences = load_sequences(scored.documents, scored.fingerprint, tokenizer, config.data, "validation")
     rows = sequences.draw_rows(config.data.num_validation_sequences, seed)
     model.compile(
         keras.optimizers.legacy.SGD(),  # never used: nothing is trained
@@ -44,13 +85,26 @@ def evaluate_model(config: Config, own_data: bool) -> dict[str, Any]:
     collator = build_collator(sequences, tokenizer, config.masking, seed, validation=True)
     dataset = build_validation_dataset(collator, rows, batch_size=config.training.batch_size)
     logs = model.evaluate(dataset, verbose=0, return_dict=True)
-    if not model.metrics[0].count:
-        raise Refused("data.dataset: the documents hold no ordinary token, nothing could be masked; name other data")
-    return {
-        "loss": logs["loss"],
-        "perplexity": perplexity(logs["loss"]),
-        "masked_accuracy": logs["masked_accuracy"],
-        "masked_accuracy_top_5": logs["masked_accuracy_top_5"],
-        "sequences": len(rows),
-        "masked_tokens": int(model.metrics[0].count),
-    }
+    _, num_masked = total_and_count(model.metrics[0])
+    if not num_masked:
+        raise Refused("data.dataset: the documents hold no ordinary token that could be masked; pass another dataset")
+    return Evaluation(
+        metrics=metric_values(logs),
+        sequences=len(rows),
+        masked_tokens=int(num_masked),
+        documents=scored.description,
+        num_documents=len(scored.documents),
+        num_in_training=scored.num_in_training,
+    )
+
+
+def _own_documents(config: Config) -> ScoredDocuments:
+    corpus = load_corpus(config.data, config.training.seed)
+    share = f"the {config.data.validation_fraction:.4g} of {config.data.dataset} held out of training"
+    split = f"split {config.data.validation_split} of {config.data.dataset}, without training documents"
+    return ScoredDocuments(
+        corpus.validation,
+        corpus.validation_fingerprint,
+        description=share if corpus.held_out else split,
+        num_in_training=0,
+    )

@@ -1,4 +1,4 @@
-"""Masked language modelling shown on one sentence: tokenise, mask, predict, loss."""
+"""Masked language modeling shown on one sentence: tokenize, mask, predict, loss."""
 
 import math
 from typing import Any
@@ -10,10 +10,13 @@ from tf_mlm.data.masking import IGNORE_INDEX, example_keys, mask_tokens
 from tf_mlm.errors import Refused
 from tf_mlm.inference.fill_mask import predict_probabilities
 from tf_mlm.model.loading import max_sequence_length
+from tf_mlm.model.metrics import PERPLEXITY, perplexity
 
 
-def explain_sentence(model: Any, tokenizer: Any, sentence: str, seed: int, top_k: int = 3) -> str:
-    """What training computes on `sentence`, in lines for a reader; `seed` decides the masks.
+def explain_sentence(
+    model: Any, tokenizer: Any, sentence: str, masking: MaskingConfig, seed: int, top_k: int = 3
+) -> str:
+    """What training with `masking` computes on `sentence`, in lines; `seed` decides which tokens are masked.
 
     Raises:
         Refused: the sentence holds no ordinary token, or more tokens than the model has positions.
@@ -21,12 +24,11 @@ def explain_sentence(model: Any, tokenizer: Any, sentence: str, seed: int, top_k
     original = np.array([tokenizer(sentence)["input_ids"]], np.int32)
     ordinary = ~np.isin(original, tokenizer.all_special_ids)
     if not ordinary.any():
-        raise Refused(f"explain: {sentence!r} holds no ordinary token; write a sentence")
+        raise Refused(f"explain: {sentence!r} contains no ordinary token; pass a sentence")
     if original.shape[1] > max_sequence_length(model.config):
         raise Refused(
-            f"explain: the text has {original.shape[1]} tokens, more than the model has positions; shorten it"
+            f"explain: the sentence has {original.shape[1]} tokens, more than the model has positions; shorten it"
         )
-    masking = MaskingConfig()
     masked, labels = mask_tokens(
         original,
         ordinary,
@@ -41,7 +43,7 @@ def explain_sentence(model: Any, tokenizer: Any, sentence: str, seed: int, top_k
     probabilities = predict_probabilities(model, masked[0], predicted)
     lines = [
         f"sentence  {sentence}",
-        f"tokenise  {' '.join(tokenizer.convert_ids_to_tokens(original[0]))}",
+        f"tokenize  {' '.join(tokenizer.convert_ids_to_tokens(original[0]))}",
         f"mask      {' '.join(tokenizer.convert_ids_to_tokens(masked[0]))}",
     ]
     losses = []
@@ -51,7 +53,8 @@ def explain_sentence(model: Any, tokenizer: Any, sentence: str, seed: int, top_k
         guesses = ", ".join(f"{guess} {row[tokenizer.convert_tokens_to_ids(guess)]:.1%}" for guess in best)
         losses.append(-math.log(row[original[0, position]]))
         lines.append(f"predict   position {position}, {token!r} shown as {shown!r}: {guesses}")
-        lines.append(f"loss      -ln p({token!r}) = -ln {row[original[0, position]]:.4f} = {losses[-1]:.3f}")
+        lines.append(f"loss      -ln p({token!r}) = -ln {row[original[0, position]]:.4g} = {losses[-1]:.3f}")
     mean = sum(losses) / len(losses)
-    lines.append(f"mean      {mean:.3f} nats over {len(losses)} predicted tokens: perplexity {math.exp(mean):.2f}")
+    tokens = f"{len(losses)} predicted token{'s' * (len(losses) > 1)}"
+    lines.append(f"mean      {mean:.3f} nats over {tokens}: perplexity {PERPLEXITY.show(perplexity(mean))}")
     return "\n".join(lines)

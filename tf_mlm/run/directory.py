@@ -9,8 +9,9 @@ import json
 import os
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
 
@@ -32,6 +33,10 @@ HISTORY_COLUMNS = (
 )
 
 
+if TYPE_CHECKING:
+    import numpy as np
+
+
 class RunDirectory:
     """One run's folder, held by a lock for as long as the process lives."""
 
@@ -48,23 +53,27 @@ class RunDirectory:
             Refused: it holds a run or anything else, cannot be written, or another process has it.
         """
         if path.exists() and not path.is_dir():
-            raise Refused(f"--output-dir {path}: is a file; name a folder")
+            raise Refused(f"--output-dir {path}: is a file; pass a directory")
         run = cls(path)
         try:
             run._made_here = not path.exists()
             path.mkdir(parents=True, exist_ok=True)
-            run._take_lock()
+            run._take_lock("--output-dir")
         except OSError as error:
-            raise Refused(f"--output-dir {path}: cannot be written: {error.strerror}; name another folder") from None
+            raise Refused(
+                f"--output-dir {path}: cannot be written: {error.strerror}; choose another directory"
+            ) from None
         try:
             if run.metrics_path.exists() or run.config_path.exists():
-                state = "a finished run" if run.is_finished() else "an unfinished run; continue it with --resume"
-                raise Refused(f"--output-dir {path}: holds {state}, or name another folder")
+                if run.is_finished():
+                    raise Refused(f"--output-dir {path}: holds a finished run; choose a new directory")
+                raise Refused(
+                    f"--output-dir {path}: holds an unfinished run; continue it with --resume, or choose a new "
+                    "directory"
+                )
             names = {entry.name for entry in path.iterdir()} - {".lock"}
             if others := sorted(name for name in names if not (name.startswith(".") and name.endswith(TEMPORARY))):
-                raise Refused(
-                    f"--output-dir {path}: is not empty ({others[0]} is there); name an empty or a new folder"
-                )
+                raise Refused(f"--output-dir {path}: is not empty (it contains {others[0]}); choose a new directory")
         except Refused:
             (path / ".lock").unlink(missing_ok=True)  # nothing is left in a folder that is not ours
             run.release()
@@ -81,11 +90,11 @@ class RunDirectory:
         """
         run = cls(path)
         if not run.config_path.exists():
-            raise Refused(f"--resume {path}: holds no run (no config.toml)")
+            raise Refused(f"--resume {path}: is not a run directory (it has no config.toml); pass a run directory")
         try:
-            run._take_lock()
+            run._take_lock("--resume")
         except OSError as error:
-            raise Refused(f"--resume {path}: cannot be written: {error.strerror}") from None
+            raise Refused(f"--resume {path}: cannot be written: {error.strerror}; change its permissions") from None
         recover(path)
         recover(run.checkpoints_path)
         try:
@@ -96,14 +105,12 @@ class RunDirectory:
         remove(curve.parent.glob(f".{glob.escape(curve.name)}.*{TEMPORARY}"))
         return run
 
-    def _take_lock(self) -> None:
+    def _take_lock(self, flag: str) -> None:
         try:
             # The system frees the lock of a process that dies, so a file left behind is no obstacle.
             self._lock.acquire()
         except filelock.Timeout:
-            raise Refused(
-                f"--output-dir {self.path}: another process is running there; wait for it or stop it"
-            ) from None
+            raise Refused(f"{flag} {self.path}: another process is training there; wait for it or stop it") from None
 
     def is_locked(self) -> bool:
         """Whether another process is running there."""
@@ -131,10 +138,36 @@ class RunDirectory:
         free = free_bytes(self.path)
         if needed - present > free:
             raise Refused(
-                f"--output-dir {self.path}: {describe_bytes(free)} are free where the run needs "
-                f"{describe_bytes(needed - present)} more; make room, name a folder on another disk, or set "
+                f"--output-dir {self.path}: the run needs {describe_bytes(needed - present)} more, and "
+                f"{describe_bytes(free)} are free; free disk space, choose a directory on another disk, or set "
                 "checkpoint.keep = 1"
             )
+
+    def locate(self, config: Config) -> Config:
+        """`config` with the absolute paths of the model and the dataset that the run has recorded.
+
+        A relative path in config.toml is kept as it was typed; it holds only in the directory where the run started.
+        """
+        recorded = self._read_environment().get("paths", {})
+        name, dataset = (
+            path if (path := recorded.get(setting, "")) and (glob.has_magic(path) or os.path.exists(path)) else typed
+            for setting, typed in (("model.name", config.model.name), ("data.dataset", config.data.dataset))
+        )
+        return replace(config, model=replace(config.model, name=name), data=replace(config.data, dataset=dataset))
+
+    def load_train_hashes(self) -> "np.ndarray | None":
+        """uint64, a hash of each training document; None where the run has recorded none."""
+        import numpy as np  # commands that print help do without it
+
+        path = self.path / "train_hashes.npy"
+        return np.load(path, allow_pickle=False) if path.exists() else None
+
+    def write_train_hashes(self, hashes: "np.ndarray") -> None:
+        import numpy as np
+
+        content = io.BytesIO()
+        np.save(content, hashes, allow_pickle=False)
+        write_atomically(self.path / "train_hashes.npy", content.getvalue())
 
     config_path = property(lambda self: self.path / "config.toml")
     environment_path = property(lambda self: self.path / "environment.json")
@@ -153,7 +186,20 @@ class RunDirectory:
         write_atomically(self.config_path, dump_config(config))
 
     def write_environment(self, environment: dict[str, Any]) -> None:
-        write_atomically(self.environment_path, dump_json(environment, indent=2) + "\n")
+        """Record `environment`, with the curve of the run and the directory that the curve belongs to."""
+        run = {"curve": str(self.choose_curve()), "directory": str(self.path.resolve())}
+        write_atomically(self.environment_path, dump_json(environment | run, indent=2) + "\n")
+
+    def _read_environment(self) -> dict[str, Any]:
+        if not self.environment_path.exists():
+            return {}
+        try:
+            environment = json.loads(self.environment_path.read_text(encoding="utf-8"))
+            if not isinstance(environment, dict):
+                raise ValueError("not an object")
+            return environment
+        except (ValueError, RecursionError) as error:
+            raise Refused(f"{self.environment_path}: is damaged: {error}; remove it") from None
 
     def append_event(self, event: Event) -> None:
         append_event(self.metrics_path, event)
@@ -168,15 +214,17 @@ class RunDirectory:
             os.truncate(self.metrics_path, kept.rfind(b"\n") + 1)
 
     def choose_curve(self) -> Path:
-        """Where the curve goes under plots/: the run's own file, never another run's."""
-        if self.environment_path.exists():
-            try:
-                curve = Path(json.loads(self.environment_path.read_text(encoding="utf-8"))["curve"]).name
-                if not curve.endswith(".png"):  # a run that someone else has made may name any path
-                    raise ValueError(f"curve = {curve!r}")
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                raise Refused(f"{self.environment_path}: is damaged: {type(error).__name__}; remove it") from None
-            return Path("plots") / curve
+        """The file of the curve in plots/: the run's own, never that of another run.
+
+        A copied run directory gets its own file; a moved one keeps its file.
+        """
+        environment = self._read_environment()
+        curve, recorded = environment.get("curve"), environment.get("directory", str(self.path.resolve()))
+        if environment:
+            if not isinstance(curve, str) or not isinstance(recorded, str) or not Path(curve).name.endswith(".png"):
+                raise Refused(f"{self.environment_path}: is damaged: curve = {curve!r}; remove it")
+            if recorded == str(self.path.resolve()) or not os.path.exists(recorded):
+                return Path("plots") / Path(curve).name  # an untrusted run may name any path
         name = self.path.resolve().name
         names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
         return next(path for name in names if not (path := Path("plots") / f"{name}.png").exists())

@@ -5,8 +5,10 @@ import platform
 from typing import Any
 
 from tf_mlm import runtime
+from tf_mlm.data.corpus import SAMPLE
 from tf_mlm.data.masking import VALIDATION_PROBABILITY
 from tf_mlm.errors import Refused
+from tf_mlm.hub import absolute_path
 from tf_mlm.inference.fill_mask import fill_masks
 from tf_mlm.model.matmul_peak import measure_matmul_peak
 from tf_mlm.model.metrics import LOSS, metric_values
@@ -27,7 +29,8 @@ def begin(job: Job, progress: Progress) -> None:
         Refused: the disk is too small, or the loss before training is not finite.
     """
     job.run.check_disk(disk_bytes(job))
-    job.run.write_environment(_environment(job, progress) | {"curve": str(job.run.choose_curve())})
+    job.run.write_environment(_environment(job, progress))
+    job.run.write_train_hashes(job.data.train_hashes)
     if progress.metrics_bytes == 0:
         print("validating the model before training", flush=True)
         start = _start_event(job)
@@ -78,10 +81,15 @@ def _environment(job: Job, progress: Progress) -> dict[str, Any]:
         "processor": runtime.processor()[0],
         "precision": machine.precision.name,
         "precision_reason": machine.precision.reason,
-        "xla": machine.xla,
+        "xla": machine.xla.mode,
+        "xla_reason": machine.xla.reason,
         "num_replicas": machine.strategy.num_replicas_in_sync,
         "num_parameters": job.model.count_params(),
         "new_weights": job.newly_initialized,
         "data": job.data.facts,
+        "paths": {
+            "model.name": absolute_path(job.config.model.name),
+            "data.dataset": absolute_path(job.config.data.dataset) if job.config.data.dataset != SAMPLE else "",
+        },
         "fingerprint": progress.fingerprint,
     }

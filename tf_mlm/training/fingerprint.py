@@ -11,12 +11,13 @@ from tf_mlm.training.job import Job
 def fingerprint(job: Job) -> str:
     """Hash of settings, precision, text, vocabulary and starting weights.
 
-    The text counts by its content: the same files under another path are the same data.
+    Text and weights count by their content: the same files under another path are the same data.
     """
     decisive = asdict(job.config)
     decisive.pop("checkpoint")
     decisive["training"].pop("log_every")
     decisive["data"].pop("dataset")
+    decisive["model"].pop("name")
     digest = xxhash.xxh3_128()
     digest.update(
         json.dumps([decisive, job.machine.precision.name, job.data.facts["fingerprint"]], sort_keys=True).encode()

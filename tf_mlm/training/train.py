@@ -35,7 +35,7 @@ def train(config: Config, run: RunDirectory, callbacks: Sequence[keras.callbacks
         Interrupted: a signal stopped the run after a checkpoint.
     """
     run.write_config(config)
-    job = build_job(config, run)
+    job = build_job(run.locate(config), run)
     print(describe(job), flush=True)
     progress = restore(job)
     begin(job, progress)
@@ -80,13 +80,13 @@ def build_job(config: Config, run: RunDirectory) -> Job:
             accumulate_steps=config.training.accumulate_steps,
             clip_norm=config.optimizer.clip_norm,
             seed=config.training.seed,
-            jit_compile=machine.xla == "step",
+            jit_compile=machine.xla.mode == "step",
         )
     return Job(config, run, machine, tokenizer, data, model, newly_initialized, length)
 
 
 def plan(config: Config, run: RunDirectory) -> None:
     """Print what `train` would take, after a few trial steps. Nothing is written but the cache."""
-    job = build_job(config, run)
+    job = build_job(run.locate(config), run)
     print(describe(job), flush=True)
     print(describe_trial(job, run_trial(job)))

@@ -1,0 +1,47 @@
+"""`tf-mlm evaluate`."""
+
+import argparse
+from dataclasses import replace
+
+from tf_mlm.commands.libraries import start_libraries
+from tf_mlm.config import Config, ModelConfig, load_config, setting_fields
+from tf_mlm.errors import Refused
+from tf_mlm.inference.locate import find_model
+
+NAME = "evaluate"
+DESCRIPTION = "Loss, perplexity and accuracy over masked tokens."
+_OTHER_DATA = ("revision", "config_name", "document", "text_column", "csv_header", "validation_split")
+_KEPT = ("sequence_length", "num_validation_sequences", "line_by_line", "overflow")  # of the run's own data settings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="RUN_OR_MODEL", help="a run directory, a model directory or a name on the Hub")
+    parser.add_argument("--dataset", metavar="NAME_OR_PATH", help="data other than the run's own validation data")
+    for key in _OTHER_DATA:
+        flags = [f"--data.{key}", *(["--text-column"] if key == "text_column" else [])]
+        description = setting_fields()[f"data.{key}"].default.description
+        if key == "validation_split":
+            description = "split of --dataset to score; '' scores all documents ['test']"
+        parser.add_argument(*flags, dest=f"data.{key}", metavar="VALUE", default=argparse.SUPPRESS, help=description)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    found = find_model(arguments.model)
+    settings = {name: value for name, value in vars(arguments).items() if name.startswith("data.")}
+    if settings and arguments.dataset is None:
+        raise Refused(f"--{next(iter(settings))} requires --dataset")
+    if found.run is None and arguments.dataset is None:
+        raise Refused(f"evaluate {arguments.model}: a model has no validation data; pass --dataset")
+    config = replace(found.config or Config(), model=ModelConfig(name=found.model))
+    if arguments.dataset is not None:
+        # The run's settings for its own columns and splits do not apply to other data.
+        data = load_config(None, settings | {"data.dataset": arguments.dataset}).data
+        config = replace(config, data=replace(data, **{name: getattr(config.data, name) for name in _KEPT}))
+    start_libraries(config)
+    from tf_mlm.inference.evaluate import evaluate_model
+    from tf_mlm.json_text import dump_json
+
+    train_hashes = found.run.load_train_hashes() if found.run else None
+    evaluation = evaluate_model(config, own_data=arguments.dataset is None, train_hashes=train_hashes)
+    print(dump_json(evaluation.as_dict()) if arguments.json else evaluation.describe())

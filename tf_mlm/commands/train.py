@@ -1,0 +1,181 @@
+"""`tf-mlm train`, and `python train.py`."""
+
+import argparse
+import io
+import shutil
+import sys
+import typing
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from tf_mlm.commands.libraries import start_libraries
+from tf_mlm.config import Config, dump_config, find_recipe, load_config, setting_fields
+from tf_mlm.errors import HubOutOfReach, Refused
+from tf_mlm.hub import absolute_path
+
+NAME = "train"
+DESCRIPTION = "Adapt a masked language model to a text. Settings: defaults < --config < the flags given."
+SHORT_FLAGS = {
+    "--epochs": "training.epochs",
+    "--batch-size": "training.batch_size",
+    "--learning-rate": "optimizer.learning_rate",
+    "--model": "model.name",
+    "--dataset": "data.dataset",
+    "--seed": "training.seed",
+}
+_MAY_CHANGE_ON_RESUME = ("training.log_every", "checkpoint.every_minutes", "checkpoint.every_steps", "checkpoint.keep")
+_PATHS = ("model.name", "data.dataset")
+_NEWEST = Path("<newest>")  # --resume without a name
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = f"{parser.prog} [--config NAME_OR_FILE] [--resume [RUN]] [FLAG VALUE ...] [--section.key VALUE ...]"
+    parser.add_argument("--config", metavar="NAME_OR_FILE", help="a recipe such as imdb-10k, or a TOML file")
+    for flag, name in SHORT_FLAGS.items():
+        parser.add_argument(flag, dest=name, metavar="VALUE", default=argparse.SUPPRESS, help=f"short for --{name}")
+    parser.add_argument("--output-dir", type=Path, metavar="DIR", help="run directory [runs/<config name>-<time>]")
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        nargs="?",
+        const=_NEWEST,
+        metavar="RUN",
+        help="continue that run, or the newest unfinished one",
+    )
+    parser.add_argument("--plan", action="store_true", help="print what training would take, and stop")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved settings as TOML, and stop")
+    parser.add_argument("--verbose", action="store_true", help="show TensorFlow's log output")
+    groups: dict[str, Any] = {}
+    for name, field in setting_fields().items():
+        section = name.partition(".")[0]
+        group = groups.get(section) or groups.setdefault(section, parser.add_argument_group(f"[{section}]"))
+        extra: dict[str, Any] = {"nargs": "+"} if isinstance(field.default.default, tuple) else {}
+        if field.type is bool:
+            extra = {"nargs": "?", "const": "true"}
+        group.add_argument(
+            f"--{name}",
+            dest=name,
+            metavar="VALUE",
+            default=argparse.SUPPRESS,
+            help=_help(field).replace("%", "%%"),
+            **extra,
+        )
+
+
+def _help(field: Any) -> str:
+    default = field.default.default
+    shown = f"{len(default)} sentences" if isinstance(default, tuple) else repr(default)
+    values = typing.get_args(field.type) if typing.get_origin(field.type) is typing.Literal else ()
+    choices = f"; one of {', '.join(values)}" if values else ""
+    return f"{field.default.description}{choices} [{shown}]"
+
+
+def run(arguments: argparse.Namespace) -> None:
+    overrides = {name: value for name, value in vars(arguments).items() if "." in name}
+    arguments.config = find_recipe(arguments.config) if arguments.config is not None else None
+    config = load_config(arguments.config, overrides)
+    if arguments.resume not in (None, _NEWEST) and arguments.output_dir is not None:
+        raise Refused("--resume RUN and --output-dir name two run directories; omit one of them")
+    if arguments.print_config:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8")  # TOML is UTF-8 in any locale
+        print(dump_config(config), end="")
+        return
+    # Only a request that names nothing may be answered with the sample.
+    is_bare = arguments.config is None and overrides.keys() <= {"training.epochs", "training.seed"}
+    try:
+        _train_or_resume(config, arguments, overrides)
+    except HubOutOfReach as error:
+        holds_run = arguments.output_dir is not None and (arguments.output_dir / "config.toml").exists()
+        if not is_bare or holds_run or arguments.resume is not None and arguments.output_dir is None:
+            raise
+        banner = (
+            f"{'=' * 100}\nTHE HUB IS OUT OF REACH, SO THIS IS THE SAMPLE: a small DistilBERT from random weights on "
+            f"the bundled\nsample corpus (configs/sample.toml).\nNot done: {error}\n{'=' * 100}"
+        )
+        print(banner, flush=True)
+        arguments.config = find_recipe("sample")
+        _train_or_resume(load_config(arguments.config, overrides), arguments, overrides)
+        print(banner)
+
+
+def _train_or_resume(config: Config, arguments: argparse.Namespace, overrides: dict[str, Any]) -> None:
+    from tf_mlm.run.directory import RunDirectory, new_run_path, newest_unfinished_run
+
+    name = arguments.config.stem if arguments.config else "imdb"
+    path = arguments.output_dir or new_run_path(name)
+    if arguments.resume is not None:
+        resumed = arguments.resume if arguments.resume != _NEWEST else arguments.output_dir
+        if resumed is None:
+            resumed = newest_unfinished_run(Path("runs"))
+            if resumed is None:
+                raise Refused(
+                    "--resume: no resumable run in runs/ (running and diverged runs are skipped); pass a run "
+                    "directory, or start a run without --resume"
+                )
+        if arguments.resume != _NEWEST or (resumed / "config.toml").exists():
+            return _resume(resumed, arguments, overrides)
+    start_libraries(config, arguments.verbose)
+    from tf_mlm.training.train import plan, train
+
+    if arguments.plan:
+        return plan(config, RunDirectory(path))
+    run = RunDirectory.create(path)
+    try:
+        train(config, run)
+    except Refused:
+        if not run.metrics_path.exists():
+            run.discard()
+        raise
+    finally:
+        run.release()
+
+
+def _resume(path: Path, arguments: argparse.Namespace, overrides: dict[str, Any]) -> None:
+    from tf_mlm.run.directory import RunDirectory
+
+    run = RunDirectory.open(path)
+    try:
+        stored = load_config(run.config_path)
+        # A setting that neither the file nor a flag gives stays as the run has it.
+        config = _with_stored_paths(load_config(arguments.config or run.config_path, overrides), stored, run)
+        is_finished = run.is_finished()
+        continuation = f"to continue from its weights, start a new run with --model {path}/model"
+        _check_same(path, stored, config, continuation if is_finished else "start a new run to change it")
+        if is_finished:
+            shutil.rmtree(run.checkpoints_path, ignore_errors=True)  # a kill may have left them
+            print(f"{path} is a finished run; nothing to do; {continuation}")
+            return
+        start_libraries(run.locate(config), arguments.verbose)
+        from tf_mlm.training.train import plan, train
+
+        if arguments.plan:
+            return plan(config, run)
+        train(config, run)
+    finally:
+        run.release()
+
+
+def _with_stored_paths(config: Config, stored: Config, run: Any) -> Config:
+    """`config` with the paths as the run's config has them, where both mean the same file."""
+    located = run.locate(stored)
+    name, dataset = (
+        typed_before if given != typed_before and absolute_path(given) == absolute_path(recorded) != "" else given
+        for given, typed_before, recorded in (
+            (config.model.name, stored.model.name, located.model.name),
+            (config.data.dataset, stored.data.dataset, located.data.dataset),
+        )
+    )
+    return replace(config, model=replace(config.model, name=name), data=replace(config.data, dataset=dataset))
+
+
+def _check_same(path: Path, stored: Config, given: Config, remedy: str) -> None:
+    for name in setting_fields():
+        section, key = name.split(".")
+        before, now = (asdict(config)[section][key] for config in (stored, given))
+        if before != now and name not in _MAY_CHANGE_ON_RESUME:
+            raise Refused(
+                f"--resume {path}: {name} = {now!r}, but the run has {before!r}; omit the setting, or {remedy} "
+                f"(only {', '.join(_MAY_CHANGE_ON_RESUME)} may change)"
+            )
