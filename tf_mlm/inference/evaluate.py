@@ -11,7 +11,7 @@ from tf_mlm.data.masking import num_slots
 from tf_mlm.data.pipeline import build_collator, build_validation_dataset
 from tf_mlm.data.sequences import load_sequences
 from tf_mlm.errors import Refused
-from tf_mlm.model.loading import check_is_trained, load_model, load_tokenizer
+from tf_mlm.model.loading import load_trained
 from tf_mlm.model.metrics import perplexity
 
 
@@ -25,16 +25,15 @@ def evaluate_model(config: Config, own_data: bool) -> dict[str, Any]:
     Returns:
         loss (nats a masked token), perplexity, masked_accuracy, masked_accuracy_top_5, sequences, masked_tokens.
     """
-    keras.mixed_precision.set_global_policy(runtime.choose_precision(config.training.precision).policy)
+    policy = runtime.choose_precision(config.training.precision).policy
+    keras.mixed_precision.set_global_policy(policy)
     seed = config.training.seed
-    tokenizer = load_tokenizer(config.model, ())
+    model, tokenizer = load_trained(config.model.name, sequence_length=config.data.sequence_length, policy=policy)
     if own_data:
         corpus = load_corpus(config.data, seed)
         documents, fingerprint = corpus.validation, corpus.validation_fingerprint
     else:
         documents, fingerprint = load_documents(config.data)
-    model, new_weights = load_model(config.model, tokenizer, config.data.sequence_length)
-    check_is_trained(config.model.name, new_weights)
     sequences = load_sequences(documents, fingerprint, tokenizer, config.data, "validation")
     rows = sequences.draw_rows(config.data.num_validation_sequences, seed)
     model.compile(
