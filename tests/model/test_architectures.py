@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tf_keras as keras
 import transformers
 
 from tests.conftest import ROOT
@@ -48,6 +49,7 @@ def test_each_architecture_names_its_stock_class_and_type(model_type: str) -> No
     assert stock.config_class.model_type == architecture.model_type == model_type
     ours = model_class(model_type)
     assert issubclass(ours, stock) and issubclass(ours, MaskedPositionsHead) and issubclass(ours, architecture)
+    assert issubclass(ours, keras.Model)  # of Keras 2, which transformers' TensorFlow models need
     assert f"TF{ours.__name__}" == stock.__name__  # its name is written to config.json
     assert model_class(model_type) is ours
 

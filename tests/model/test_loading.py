@@ -276,6 +276,18 @@ def test_a_hub_name_without_a_connection_is_out_of_reach(tokenizer: Any) -> None
         load_model(ModelConfig(name="someone/no-such-model"), tokenizer, 10)
 
 
+def test_a_trained_model_computes_with_the_policy_asked_for(folder: Path, policy: Callable[[str], None]) -> None:
+    """Keras reads the policy when a layer is built; one set later has no effect."""
+    model: Any
+    model, _ = load_trained(str(folder), policy="mixed_bfloat16")
+    assert keras.mixed_precision.global_policy().name == "float32"
+    assert model.vocab_transform(tf.zeros([1, 16])).dtype == tf.bfloat16
+    policy("mixed_bfloat16")
+    model, _ = load_trained(str(folder))
+    policy("float32")
+    assert model.vocab_transform(tf.zeros([1, 16])).dtype == tf.float32
+
+
 # How a message names the model: as the setting in a training, as typed for a command.
 
 

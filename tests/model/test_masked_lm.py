@@ -147,6 +147,27 @@ def test_parts_of_a_batch_add_up_to_the_whole(num_parts: int) -> None:
     assert float(parts.metrics[0].count) == 15
 
 
+def graph_nodes(model: Any) -> list[dict[str, Any]]:
+    """For each function of the traced training step, its nodes by name."""
+    graph = tf.function(model.train_step).get_concrete_function(make_batch()).graph.as_graph_def()
+    functions = [graph.node, *(function.node_def for function in graph.library.function)]
+    return [{node.name: node for node in nodes} for nodes in functions]
+
+
+def test_the_parts_of_a_batch_are_gathered_in_a_loop_not_sliced() -> None:
+    """XLA compiles a cluster anew for each start of a slice, and runs it uncompiled first, with other float bits."""
+    config = tiny_config("distilbert", dropout=0.1)
+    numbers_of_nodes = set()
+    for parts in (2, 3):
+        functions = graph_nodes(compile_model(build(config), accumulate_steps=parts))
+        numbers_of_nodes.add(sum(map(len, functions)))
+        (body,) = (nodes for nodes in functions if any(node.op == "MatMul" for node in nodes.values()))
+        sliced = [node for node in body.values() if node.op in ("Slice", "StridedSlice")]
+        assert sliced and all(node.input[0].partition(":")[0] in body for node in sliced), "an argument is sliced"
+        assert any(node.op in ("While", "StatelessWhile") for nodes in functions for node in nodes.values())
+    assert len(numbers_of_nodes) == 1, "the loop is unrolled"
+
+
 def test_a_batch_size_that_is_no_multiple_of_the_parts_is_an_assertion_error() -> None:
     model = compile_model(build(tiny_config("distilbert")), accumulate_steps=4)
     with pytest.raises(AssertionError):

@@ -10,6 +10,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from tf_mlm.config import ModelConfig
+from tf_mlm.errors import Refused
 from tf_mlm.model.pretrained_files import PretrainedModel, check_tokenizer_files
 
 if TYPE_CHECKING:
@@ -40,10 +41,13 @@ def load_pretrained_tokenizer(model: PretrainedModel) -> "PreTrainedTokenizerFas
     Raises:
         Refused: it cannot be loaded, lacks a mask or padding token, or refers to files outside the model's folder.
     """
-    if model.source.path and not any(map(model.find_file, _VOCABULARY_FILES)):
-        raise model.refusal("has no tokenizer (tokenizer.json); save it with its save_pretrained")
     check_tokenizer_files(model)
-    tokenizer: Any = model.load(transformers.AutoTokenizer, use_fast=True, trust_remote_code=False)
+    try:
+        tokenizer: Any = model.load(transformers.AutoTokenizer, use_fast=True, trust_remote_code=False)
+    except Refused:
+        if model.source.path and not any(map(model.find_file, _VOCABULARY_FILES)):
+            raise model.refusal("has no tokenizer (tokenizer.json); save one with save_pretrained") from None
+        raise
     if not tokenizer.is_fast:
         raise model.refusal("has no fast tokenizer (tokenizer.json); convert its tokenizer to a fast one")
     for kind in ("mask", "pad"):
