@@ -32,7 +32,7 @@ def main() -> None:
     from tf_mlm.data.corpus import load_corpus
     from tf_mlm.data.pipeline import build_collator, build_train_dataset
     from tf_mlm.data.prepared import prepare_data
-    from tf_mlm.model.loading import load_tokenizer
+    from tf_mlm.model.tokenizer import load_tokenizer
 
     corpus = load_corpus(config.data, config.training.seed)
     tokenizer = load_tokenizer(config.model, ())

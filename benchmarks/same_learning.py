@@ -98,7 +98,7 @@ def train(arguments: argparse.Namespace) -> None:
             on_epoch_end=lambda epoch, _: validate((epoch + 1) * arguments.every)
         )
         epochs = arguments.steps // arguments.every
-        model.fit_from(0, arguments.every, x=batches, epochs=epochs, callbacks=[validation_clock])
+        model.fit(batches, steps_per_epoch=arguments.every, epochs=epochs, callbacks=[validation_clock], verbose=0)
     else:
         stock_class = getattr(transformers, f"TF{type(model).__name__}")
         stock = stock_class(model.config)

@@ -37,15 +37,17 @@ def main() -> None:
 
     from tf_mlm.data.sample_corpus import generate_documents
     from tf_mlm.export.saved_model import export_saved_model
-    from tf_mlm.model.loading import build_tokenizer, load_trained, save_model
-    from tf_mlm.model.masked_lm import MODEL_CLASSES
+    from tf_mlm.model.loading import load_trained
+    from tf_mlm.model.masked_lm import model_class
+    from tf_mlm.model.saving import save_model
+    from tf_mlm.model.tokenizer import build_tokenizer
 
     documents = generate_documents(2000, seed=0)
     if arguments.model:
         model, tokenizer = load_trained(arguments.model)
     else:
         tokenizer = build_tokenizer(documents, 30_522)
-        model = MODEL_CLASSES["distilbert"](transformers.DistilBertConfig())
+        model = model_class("distilbert")(transformers.DistilBertConfig())
         model.build_in_name_scope()
     with tempfile.TemporaryDirectory() as folder:
         save_model(model, tokenizer, Path(folder) / "model")

@@ -83,7 +83,8 @@ from tf_mlm import runtime
 from tf_mlm.config import ModelConfig, TrainingConfig
 from tf_mlm.errors import Refused
 runtime.prepare(TrainingConfig())
-from tf_mlm.model.loading import load_model, load_tokenizer
+from tf_mlm.model.loading import load_model
+from tf_mlm.model.tokenizer import load_tokenizer
 for name in sys.argv[1:]:
     config = ModelConfig(name=name)
     try:
@@ -205,7 +206,9 @@ from pathlib import Path
 from tf_mlm import runtime
 from tf_mlm.config import ModelConfig, TrainingConfig
 runtime.prepare(TrainingConfig())
-from tf_mlm.model.loading import load_model, load_tokenizer, save_model
+from tf_mlm.model.loading import load_model
+from tf_mlm.model.saving import save_model
+from tf_mlm.model.tokenizer import load_tokenizer
 config = ModelConfig(name=sys.argv[1], from_config=True)
 tokenizer = load_tokenizer(config, ())
 save_model(load_model(config, tokenizer, 128)[0], tokenizer, Path(sys.argv[1]))

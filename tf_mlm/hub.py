@@ -8,6 +8,7 @@ import contextlib
 import errno
 import os
 import re
+import textwrap
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,13 @@ def is_local(name: str) -> bool:
     """Whether `name` means a path: it exists, or is written like one; `owner/name` and `name` mean the Hub."""
     is_hub_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not name.startswith((".", "~"))
     return os.path.exists(name) or not is_hub_name or name.lower().endswith(_FILE_ENDINGS)
+
+
+def label(setting: str, name: str) -> str:
+    """How a message names `name`: with the setting that gave it, or alone if `setting` is ""."""
+    if setting:
+        return f"{setting} = {name!r}"
+    return name if name.isprintable() else repr(name)
 
 
 def check_local(name: str, setting: str) -> Path:
@@ -105,13 +113,14 @@ def refusal(setting: str, name: str, error: Exception) -> Refused:
     for cause in causes:
         if isinstance(cause, OSError) and cause.errno in _MACHINE_ERRORS:
             raise cause  # a full disk here is no fault of the Hub's
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" …")
+    named = label(setting, name)
     if is_offline():
         if not any(type(cause).__name__ in _NOT_TO_BE_HAD for cause in causes):
-            return Refused(f"{setting} = {name!r}: what the cache holds of it cannot be loaded: {reason[:300]}")
+            return Refused(f"{named}: what the cache holds of it cannot be loaded: {reason}")
         tried = f"no connection to {endpoint()} and not in the cache"
-        return HubOutOfReach(f"{setting} = {name!r}: {tried}; {WAYS_ON}")
-    return Refused(f"{setting} = {name!r}: the Hub ({endpoint()}) does not give it: {reason[:300]}")
+        return HubOutOfReach(f"{named}: {tried}; {WAYS_ON}")
+    return Refused(f"{named}: the Hub ({endpoint()}) does not give it: {reason}")
 
 
 def _causes(error: BaseException | None) -> list[BaseException]:

@@ -36,5 +36,7 @@ if arguments.write_sequences:
     np.save(arguments.write_sequences, data.train.input_ids[data.train_rows])
     raise SystemExit
 batches = data.train_dataset(config, tokenizer, length.epochs)
-model.fit_from(0, clock.total_steps, x=batches, epochs=1, callbacks=[keras_callback(keras.callbacks.Callback, clock)])
+model.fit(
+    batches, steps_per_epoch=clock.total_steps, callbacks=[keras_callback(keras.callbacks.Callback, clock)], verbose=0
+)
 clock.report(parameters=model.count_params(), precision=environment["precision"], xla=environment["xla"])

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.model.conftest import ARCHITECTURES
 from tf_mlm.commands.main import main
+from tf_mlm.model.architectures import ARCHITECTURES
 
 Runner = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -40,7 +40,7 @@ def test_a_converted_model_gives_the_models_logits_at_any_shape(
     import transformers
 
     from tests.model.conftest import build, tiny_config
-    from tf_mlm.model.loading import save_model
+    from tf_mlm.model.saving import save_model
 
     pytest.importorskip({"tflite": "ai_edge_litert", "onnx": "tf2onnx"}[kind])
     tokenizer = transformers.AutoTokenizer.from_pretrained(finished_run / "model")

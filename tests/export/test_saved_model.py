@@ -340,7 +340,7 @@ def test_other_architectures_export_and_say_where_strings_cannot_be(
     from transformers import AutoTokenizer
 
     from tests.model.conftest import build, tiny_config
-    from tf_mlm.model.loading import save_model
+    from tf_mlm.model.saving import save_model
 
     if model_type == "bert":
         tokenizer = AutoTokenizer.from_pretrained(finished_run / "model")

@@ -1,6 +1,7 @@
-"""Dropout draws from (seed, step, layer) and from nothing else."""
+"""Dropout is a function of (seed, step, layer)."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,15 +12,26 @@ from tests.model.conftest import build, build_pair, compile_model, gradients_of,
 from tf_mlm.model.dropout import ForwardPass, StepDropout, use_step_dropout
 
 
-def drop(shape=(64, 1000), rate=0.5, *, seed=1, step=0, layer=0, part=0, dtype=tf.float32, value=1.0) -> np.ndarray:
+def drop(
+    shape: tuple[int, ...] = (64, 1000),
+    rate: float = 0.5,
+    *,
+    seed: int = 1,
+    step: int = 0,
+    layer: int = 0,
+    part: int = 0,
+    dtype: tf.DType = tf.float32,
+    value: float = 1.0,
+) -> np.ndarray:
     forward_pass = ForwardPass(tf.Variable(step, dtype=tf.int64))
     forward_pass.begin(part)
-    return StepDropout(seed, layer, forward_pass).dropout(tf.fill(shape, tf.constant(value, dtype)), rate).numpy()
+    dropped = StepDropout(seed, layer, forward_pass).dropout(tf.fill(shape, tf.constant(value, dtype)), rate)
+    return np.asarray(dropped)
 
 
 @pytest.mark.parametrize("rate", [0.001, 0.1, 0.5, 0.9])
 @pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16, tf.float16])
-def test_the_rate_is_met(rate, dtype):
+def test_the_rate_is_met(rate: float, dtype: tf.DType) -> None:
     dropped = drop((1000, 1000), rate, dtype=dtype) == 0
     assert abs(dropped.mean() - rate) < 5 * np.sqrt(rate * (1 - rate) / 1e6) + 2**-17
     # Evenly: each half of a generator's word, each row and each column has its share.
@@ -29,7 +41,7 @@ def test_the_rate_is_met(rate, dtype):
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.25, 1 / 3])
-def test_what_is_kept_is_scaled_so_that_the_expectation_stays(rate):
+def test_kept_elements_are_scaled_to_keep_the_expectation(rate: float) -> None:
     kept_levels = 2**16 - round(rate * 2**16)
     result = drop((100, 100), rate, value=3.0)
     assert set(np.unique(result)) == {np.float32(0), np.float32(3) * np.float32(2**16 / kept_levels)}
@@ -37,32 +49,32 @@ def test_what_is_kept_is_scaled_so_that_the_expectation_stays(rate):
 
 
 @pytest.mark.parametrize("shape", [(1,), (3,), (3, 5, 7), (2, 2), (1, 1, 1)])
-def test_any_size_will_do_an_odd_one_too(shape):
+def test_any_size_works_also_an_odd_one(shape: tuple[int, ...]) -> None:
     result = drop(shape)
     assert result.shape == shape
     assert set(np.unique(result)) <= {0.0, 2.0}
 
 
-def test_a_batch_of_unknown_size_is_dropped_as_one_of_known_size():
+def test_an_unknown_batch_size_gives_the_mask_of_a_known_one() -> None:
     forward_pass = ForwardPass(tf.Variable(0, dtype=tf.int64))
     layer = StepDropout(1, 0, forward_pass)
     unknown = tf.function(lambda x: layer.dropout(x, 0.5), input_signature=[tf.TensorSpec([None, 7])])
     np.testing.assert_array_equal(unknown(tf.ones([5, 7])), drop((5, 7)))
 
 
-def test_the_same_seed_step_layer_and_part_give_the_same_mask():
-    here = {"seed": 5, "step": 17, "layer": 3, "part": 2}
+def test_the_same_seed_step_layer_and_part_give_the_same_mask() -> None:
+    here: dict[str, Any] = {"seed": 5, "step": 17, "layer": 3, "part": 2}
     np.testing.assert_array_equal(drop(**here), drop(**here))
 
 
 @pytest.mark.parametrize("other", [{"seed": 6}, {"step": 18}, {"layer": 4}, {"part": 3}, {"step": 17 + 2**32}])
-def test_another_seed_step_layer_or_part_gives_an_independent_mask(other):
-    here = {"seed": 5, "step": 17, "layer": 3, "part": 2}
+def test_another_seed_step_layer_or_part_gives_an_independent_mask(other: dict[str, Any]) -> None:
+    here: dict[str, Any] = {"seed": 5, "step": 17, "layer": 3, "part": 2}
     agree = (drop(**here) == drop(**here | other)).mean()
     assert abs(agree - 0.5) < 5 * 0.5 / np.sqrt(64_000)
 
 
-def test_no_two_draws_of_a_run_share_a_seed():
+def test_no_two_draws_of_a_run_share_a_seed() -> None:
     """Layers, parts, calls of one layer (ALBERT) and steps beyond 32 bits."""
     seeds = set()
     steps, parts, layers, calls = (0, 1, 2**31, 2**32), (0, 1, 2, 63, 4096), range(0, 60, 7), 3
@@ -76,7 +88,7 @@ def test_no_two_draws_of_a_run_share_a_seed():
     assert all(word >= 0 for seed in seeds for word in seed)
 
 
-def test_a_layer_called_twice_in_a_pass_draws_twice_and_in_the_next_pass_the_same_again():
+def test_each_call_of_a_layer_in_a_pass_has_its_own_mask_and_the_next_pass_repeats_them() -> None:
     forward_pass = ForwardPass(tf.Variable(0, dtype=tf.int64))
     layer = StepDropout(1, 0, forward_pass)
     passes = []
@@ -87,7 +99,7 @@ def test_a_layer_called_twice_in_a_pass_draws_twice_and_in_the_next_pass_the_sam
     np.testing.assert_array_equal(passes[0], passes[1])
 
 
-def test_every_dropout_layer_of_a_model_draws_by_its_own_key(model_type):
+def test_every_dropout_layer_of_a_model_has_its_own_key(model_type: str) -> None:
     model = build(tiny_config(model_type, dropout=0.1))
     use_step_dropout(model, 1, tf.Variable(0, dtype=tf.int64))
     layers = [layer for layer in model.submodules if isinstance(layer, keras.layers.Dropout)]
@@ -96,7 +108,7 @@ def test_every_dropout_layer_of_a_model_draws_by_its_own_key(model_type):
     assert len({layer._random_generator._key for layer in layers}) == len(layers)
 
 
-def test_inference_drops_nothing(model_type):
+def test_inference_drops_nothing(model_type: str) -> None:
     with_dropout, stock = build_pair(tiny_config(model_type, dropout=0.5))
     compile_model(with_dropout)
     features, labels = make_batch()
@@ -106,10 +118,10 @@ def test_inference_drops_nothing(model_type):
 
 
 @pytest.mark.parametrize("model_type", ["distilbert", "albert"])
-def test_a_training_step_is_a_function_of_seed_and_step(model_type):
+def test_a_training_step_is_a_function_of_seed_and_step(model_type: str) -> None:
     features, labels = make_batch()
 
-    def gradients(seed, step, parts=1):
+    def gradients(seed: int, step: Any, parts: Any = 1) -> Any:
         model = compile_model(build(tiny_config(model_type, dropout=0.5)), seed=seed, accumulate_steps=parts)
         gradients_of(model, features, labels)  # what was drawn before has no bearing
         model.optimizer.iterations.assign(step)
@@ -121,8 +133,8 @@ def test_a_training_step_is_a_function_of_seed_and_step(model_type):
         assert np.abs(other - gradients(1, 3)).max() > 0.01
 
 
-def test_parts_of_a_batch_are_dropped_differently():
-    """Two parts of equal rows: equal masks would give each the same gradient, so twice the first one's."""
+def test_parts_of_a_batch_have_different_masks() -> None:
+    """Two parts of equal rows: with equal masks the gradient would be that of the first part."""
     features, labels = make_batch((3, 1, 2))
     twice = {name: tf.concat([value, value], 0) for name, value in features.items()}
     config = tiny_config("distilbert", dropout=0.5)
@@ -131,8 +143,8 @@ def test_parts_of_a_batch_are_dropped_differently():
     assert max(np.abs(both[name] - alone[name]).max() for name in alone) > 0.01
 
 
-def test_a_model_can_be_called_in_training_mode_outside_a_step():
-    """Nothing of the loop over the parts is left behind."""
+def test_a_model_can_be_called_in_training_mode_outside_a_step() -> None:
+    """The loop over the parts must leave none of its tensors in the layers."""
     config = tiny_config("distilbert", dropout=0.5)
     config.n_layers = 1
     model = compile_model(build(config), accumulate_steps=2)

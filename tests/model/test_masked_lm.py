@@ -1,9 +1,12 @@
-"""The head over masked positions alone computes what the stock classes compute, and less of it."""
+"""The head on masked positions alone gives the loss and the gradients of the stock classes."""
 
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,12 +24,12 @@ from tests.model.conftest import (
     compile_model,
     gradients_of,
     make_batch,
-    own_name,
+    stock_loss_and_gradients,
     tiny_config,
 )
 from tf_mlm.config import OptimizerConfig
-from tf_mlm.model.masked_lm import DistilBertForMaskedLM
-from tf_mlm.model.metrics import scalar_results
+from tf_mlm.model.masked_lm import model_class
+from tf_mlm.model.metrics import metric_results
 from tf_mlm.model.optimizer import build_optimizer
 from tf_mlm.run.checkpoint import model_variables
 
@@ -39,32 +42,22 @@ REVIEWS = (
 )
 
 
-def stock_loss_and_gradients(model, features, labels):
-    """Of transformers' own class: its loss over a whole batch is already token-weighted."""
-    with tf.GradientTape() as tape:
-        loss = tf.reduce_mean(model(features, labels=labels, training=True).loss)
-    gradients = tape.gradient(loss, model.trainable_variables)
-    return float(loss), {
-        own_name(variable): np.zeros(variable.shape) if gradient is None else tf.convert_to_tensor(gradient).numpy()
-        for variable, gradient in zip(model.trainable_variables, gradients, strict=True)
-    }
-
-
-def test_loss_and_every_gradient_are_those_of_the_stock_class(model_type):
+def test_loss_and_gradients_equal_the_stock_class(model_type: str) -> None:
     ours, stock = build_pair(tiny_config(model_type))
     features, labels = make_batch((3, 1, 0, 5, 2, 4))
     loss, gradients = stock_loss_and_gradients(stock, features, labels)
     assert_same_gradients(gradients_of(compile_model(ours), features, labels), gradients)
-    assert scalar_results(ours)["loss"] == pytest.approx(loss, rel=1e-6)
+    assert metric_results(ours)["loss"] == pytest.approx(loss, rel=1e-6)
     assert float(ours.metrics[0].count) == 15
 
 
-def test_on_trained_weights_too_loss_and_gradients_are_those_of_the_stock_class(shared):
+def test_loss_and_gradients_equal_the_stock_class_on_trained_weights(shared: Path) -> None:
     folder = shared / "models" / "minilm-l6-distilbert"
     config = transformers.DistilBertConfig.from_pretrained(folder, dropout=0.0, attention_dropout=0.0)
-    ours = DistilBertForMaskedLM.from_pretrained(folder, config=config)
+    ours = model_class("distilbert").from_pretrained(folder, config=config)
     stock = transformers.TFDistilBertForMaskedLM.from_pretrained(folder, config=config)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    auto_tokenizer: Any = transformers.AutoTokenizer
+    tokenizer = auto_tokenizer.from_pretrained(folder)
     encoded = tokenizer(list(REVIEWS), padding="max_length", max_length=32, truncation=True, return_tensors="np")
     input_ids, labels = encoded["input_ids"].astype(np.int32), np.full((5, 32), -100, np.int32)
     for row, chosen in enumerate(([2, 3, 9, 11], [2], [1, 4, 7, 12, 19, 21], [], [5, 8])):
@@ -75,10 +68,10 @@ def test_on_trained_weights_too_loss_and_gradients_are_those_of_the_stock_class(
     loss, gradients = stock_loss_and_gradients(stock, features, labels)
     compile_model(ours, max_masked_per_sequence=6)
     assert_same_gradients(gradients_of(ours, features, labels), gradients)
-    assert scalar_results(ours)["loss"] == pytest.approx(loss, rel=1e-6)
+    assert metric_results(ours)["loss"] == pytest.approx(loss, rel=1e-6)
 
 
-def test_a_call_without_labels_gives_the_stock_logits(model_type):
+def test_a_call_without_labels_returns_the_stock_logits(model_type: str) -> None:
     ours, stock = build_pair(tiny_config(model_type))
     features, _ = make_batch()
     compile_model(ours)
@@ -87,8 +80,8 @@ def test_a_call_without_labels_gives_the_stock_logits(model_type):
     np.testing.assert_array_equal(logits, stock(features).logits)
 
 
-def test_a_batch_without_any_label_has_loss_0_and_leaves_finite_weights(model_type):
-    """Stock divides 0 by 0, and one step makes every weight NaN."""
+def test_a_batch_without_any_label_has_loss_0_and_leaves_finite_weights(model_type: str) -> None:
+    """The stock class divides 0 by 0, and one step makes every weight NaN."""
     optimizer = build_optimizer(OptimizerConfig(learning_rate=1e-2, warmup_ratio=0.0), 10, "float32")
     model = compile_model(build(tiny_config(model_type)), optimizer=optimizer, clip_norm=1.0)
     model.train_step(make_batch((3, 1, 0, 5, 2, 4)))
@@ -98,12 +91,12 @@ def test_a_batch_without_any_label_has_loss_0_and_leaves_finite_weights(model_ty
     model.reset_metrics()
     model.train_step((features, nothing))
     assert int(optimizer.iterations) == 2
-    assert scalar_results(model) == {"loss": 0.0, "masked_accuracy": 0.0, "masked_accuracy_top_5": 0.0}
+    assert metric_results(model) == {"loss": 0.0, "masked_accuracy": 0.0, "masked_accuracy_top_5": 0.0}
     assert all(np.isfinite(weight).all() for weight in model.get_weights())
 
 
-def test_the_label_0_counts():
-    """`labels > 0` as the mask would lose it."""
+def test_the_label_0_counts() -> None:
+    """`labels > 0` as the mask would drop it."""
     ours, stock = build_pair(tiny_config("distilbert"))
     features, labels = make_batch((0, 0, 0))
     labels = tf.tensor_scatter_nd_update(labels, [[1, 2], [2, 1]], [0, 9])
@@ -111,10 +104,10 @@ def test_the_label_0_counts():
     compile_model(ours)
     assert_same_gradients(gradients_of(ours, features, labels), gradients)
     assert float(ours.metrics[0].count) == 2
-    assert scalar_results(ours)["loss"] == pytest.approx(loss, rel=1e-6)
+    assert metric_results(ours)["loss"] == pytest.approx(loss, rel=1e-6)
 
 
-def test_every_slot_of_a_row_can_be_taken_and_the_last_position_too():
+def test_all_slots_of_a_row_and_the_last_position_can_carry_a_label() -> None:
     ours, stock = build_pair(tiny_config("distilbert"))
     features, labels = make_batch((0, 0))
     labels = tf.tensor_scatter_nd_update(labels, [[0, i] for i in (0, 3, 4, LENGTH - 1)], [6, 7, 8, 9])
@@ -122,14 +115,14 @@ def test_every_slot_of_a_row_can_be_taken_and_the_last_position_too():
     compile_model(ours, max_masked_per_sequence=4)
     loss, gradients = stock_loss_and_gradients(stock, features, labels)
     assert_same_gradients(gradients_of(ours, features, labels), gradients)
-    assert scalar_results(ours)["loss"] == pytest.approx(loss, rel=1e-6)
+    assert metric_results(ours)["loss"] == pytest.approx(loss, rel=1e-6)
 
 
-def test_rows_that_fill_a_batch_up_change_nothing():
+def test_padding_rows_of_a_batch_change_nothing() -> None:
     model = compile_model(build(tiny_config("distilbert")))
     features, labels = make_batch((3, 1, 5))
     expected = gradients_of(model, features, labels)
-    loss = scalar_results(model)
+    loss = metric_results(model)
     filler = {
         "input_ids": tf.zeros([4, LENGTH], tf.int32),
         "attention_mask": tf.one_hot([0] * 4, LENGTH, dtype=tf.int32),
@@ -137,30 +130,51 @@ def test_rows_that_fill_a_batch_up_change_nothing():
     filled = {name: tf.concat([features[name], filler[name]], 0) for name in features}
     gradients = gradients_of(model, filled, tf.concat([labels, tf.fill([4, LENGTH], -100)], 0))
     assert_same_gradients(gradients, expected)
-    assert scalar_results(model) == pytest.approx(loss, rel=1e-6)
+    assert metric_results(model) == pytest.approx(loss, rel=1e-6)
     assert float(model.metrics[0].count) == 9
 
 
 @pytest.mark.parametrize("num_parts", [2, 3, 6])
-def test_parts_of_a_batch_add_up_to_the_whole(num_parts):
-    """Each label weighs the same in whatever part it is; of six parts one has no label at all."""
+def test_parts_of_a_batch_add_up_to_the_whole(num_parts: int) -> None:
+    """Each label has the same weight in any part; one of the six parts has no label."""
     config = tiny_config("distilbert")
     features, labels = make_batch((3, 1, 0, 5, 2, 4))
     whole = compile_model(build(config))
     expected = gradients_of(whole, features, labels)
     parts = compile_model(build(config), accumulate_steps=num_parts)
     assert_same_gradients(gradients_of(parts, features, labels), expected)
-    assert scalar_results(parts) == pytest.approx(scalar_results(whole), rel=1e-6)
+    assert metric_results(parts) == pytest.approx(metric_results(whole), rel=1e-6)
     assert float(parts.metrics[0].count) == 15
 
 
-def test_a_batch_that_the_parts_do_not_divide_is_a_bug_of_the_caller():
+def graph_nodes(model: Any) -> list[dict[str, Any]]:
+    """For each function of the traced training step, its nodes by name."""
+    graph = tf.function(model.train_step).get_concrete_function(make_batch()).graph.as_graph_def()
+    functions = [graph.node, *(function.node_def for function in graph.library.function)]
+    return [{node.name: node for node in nodes} for nodes in functions]
+
+
+def test_the_parts_of_a_batch_are_gathered_in_a_loop_not_sliced() -> None:
+    """XLA compiles a cluster anew for each start of a slice, and runs it uncompiled first, with other float bits."""
+    config = tiny_config("distilbert", dropout=0.1)
+    numbers_of_nodes = set()
+    for parts in (2, 3):
+        functions = graph_nodes(compile_model(build(config), accumulate_steps=parts))
+        numbers_of_nodes.add(sum(map(len, functions)))
+        (body,) = (nodes for nodes in functions if any(node.op == "MatMul" for node in nodes.values()))
+        sliced = [node for node in body.values() if node.op in ("Slice", "StridedSlice")]
+        assert sliced and all(node.input[0].partition(":")[0] in body for node in sliced), "an argument is sliced"
+        assert any(node.op in ("While", "StatelessWhile") for nodes in functions for node in nodes.values())
+    assert len(numbers_of_nodes) == 1, "the loop is unrolled"
+
+
+def test_a_batch_size_that_is_no_multiple_of_the_parts_is_an_assertion_error() -> None:
     model = compile_model(build(tiny_config("distilbert")), accumulate_steps=4)
     with pytest.raises(AssertionError):
         model.train_step(make_batch((3, 1, 0, 5, 2, 4)))
 
 
-def test_the_gradient_is_clipped_by_its_global_norm():
+def test_the_gradient_is_clipped_by_its_global_norm() -> None:
     features, labels = make_batch()
     free = gradients_of(compile_model(build(tiny_config("distilbert"))), features, labels)
     clipped = gradients_of(compile_model(build(tiny_config("distilbert")), clip_norm=0.25), features, labels)
@@ -170,7 +184,7 @@ def test_the_gradient_is_clipped_by_its_global_norm():
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_in_mixed_precision_the_loss_is_computed_in_float32(policy, precision):
+def test_in_mixed_precision_the_loss_is_computed_in_float32(policy: Callable[[str], None], precision: str) -> None:
     policy(f"mixed_{precision}")
     model = compile_model(build(tiny_config("distilbert")))
     losses, logits, labels, weights = model.masked_lm_outputs(*make_batch(), training=False)
@@ -183,7 +197,9 @@ def test_in_mixed_precision_the_loss_is_computed_in_float32(policy, precision):
     assert (losses.numpy() > 0).sum() == 15
 
 
-def test_float16_scales_the_loss_skips_an_overflow_and_hands_on_unscaled_gradients(policy):
+def test_float16_scales_the_loss_unscales_the_gradients_and_skips_an_overflow(
+    policy: Callable[[str], None],
+) -> None:
     features, labels = make_batch()
     expected = gradients_of(compile_model(build(tiny_config("distilbert"))), features, labels)
     policy("mixed_float16")
@@ -206,8 +222,8 @@ def test_float16_scales_the_loss_skips_an_overflow_and_hands_on_unscaled_gradien
     assert any((now != then).any() for now, then in zip(model.get_weights(), before, strict=True))
 
 
-@tf.custom_gradient
-def infinite_gradient(losses):
+@tf.custom_gradient  # type: ignore[untyped-decorator]
+def infinite_gradient(losses: Any) -> Any:
     return tf.identity(losses), lambda upstream: upstream * np.inf
 
 
@@ -217,18 +233,20 @@ SPOILED = {
 }
 
 
-def state_of(model) -> dict[str, np.ndarray]:
+def state_of(model: Any) -> dict[str, np.ndarray]:
     return {name: variable.numpy() for name, variable in model_variables(model).items()}
 
 
 @pytest.mark.parametrize("spoiled", SPOILED)
 @pytest.mark.parametrize("options", [{}, {"accumulate_steps": 3, "clip_norm": 1.0}, {"jit_compile": True}], ids=str)
-def test_a_step_that_is_not_finite_changes_nothing_but_the_number_of_steps(monkeypatch, spoiled, options):
+def test_a_non_finite_step_changes_only_the_number_of_steps(
+    monkeypatch: pytest.MonkeyPatch, spoiled: str, options: dict[str, Any]
+) -> None:
     optimizer = build_optimizer(OptimizerConfig(learning_rate=1e-2), 10, "float32")
     model = compile_model(build(tiny_config("distilbert")), optimizer=optimizer, **options)
     outputs, is_bad = type(model).masked_lm_outputs, tf.Variable(False)
 
-    def spoil(self, features, labels, training):
+    def spoil(self: Any, features: Any, labels: Any, training: Any) -> Any:
         losses, *others = outputs(self, features, labels, training)
         return tf.cond(is_bad, lambda: SPOILED[spoiled](losses), lambda: losses), *others
 
@@ -247,7 +265,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_number_of_steps(monke
     assert len([name for name in before if (state_of(model)[name] != after[name]).any()]) > 30
 
 
-def test_a_step_that_float16_scaled_too_much_is_no_bad_one_but_at_scale_1(policy):
+def test_a_non_finite_step_in_float16_is_bad_only_at_a_loss_scale_of_1(policy: Callable[[str], None]) -> None:
     policy("mixed_float16")
     optimizer = build_optimizer(OptimizerConfig(), 10, "float16")
     model = compile_model(build(tiny_config("distilbert")), optimizer=optimizer, clip_norm=1.0)
@@ -258,16 +276,16 @@ def test_a_step_that_float16_scaled_too_much_is_no_bad_one_but_at_scale_1(policy
     assert float(model.metrics[0].count) == 0 and int(optimizer.iterations) == 4
 
 
-class Counting(DistilBertForMaskedLM):
+class Counting(model_class("distilbert")):  # type: ignore[misc]
     """Counts how often Keras traces a training and a test step."""
 
     traces = 0
 
-    def train_step(self, data):
+    def train_step(self, data: Any) -> Any:
         self.traces += 1
         return super().train_step(data)
 
-    def test_step(self, data):
+    def test_step(self, data: Any) -> Any:
         self.traces += 1
         return super().test_step(data)
 
@@ -277,7 +295,7 @@ def fit_data(num_batches: int) -> tf.data.Dataset:
     return tf.data.Dataset.from_tensors((features, labels)).repeat(num_batches)
 
 
-def test_two_epochs_of_fit_trace_each_function_once():
+def test_two_epochs_of_fit_trace_each_function_once() -> None:
     config = tiny_config("distilbert", dropout=0.1)
     keras.utils.set_random_seed(3)
     model = Counting(config)
@@ -288,12 +306,12 @@ def test_two_epochs_of_fit_trace_each_function_once():
     history = model.history.history
     assert model.traces == 2
     assert int(optimizer.iterations) == 6
-    names = [f"{part}{name}" for part in ("", "val_") for name in scalar_results(model)]
+    names = [f"{part}{name}" for part in ("", "val_") for name in metric_results(model)]
     assert sorted(history) == sorted([*names, "bad_step"])
     assert history["val_loss"][1] < history["val_loss"][0] < 6
 
 
-def test_a_resumed_fit_runs_the_remaining_steps_and_the_next_fit_starts_over():
+def test_a_resumed_fit_runs_the_remaining_steps_and_the_next_fit_starts_over() -> None:
     model = compile_model(build(tiny_config("distilbert")), optimizer=keras.optimizers.legacy.SGD(1e-3))
     seen: list[tuple[str, int]] = []
     watch = keras.callbacks.LambdaCallback(
@@ -311,7 +329,7 @@ def test_a_resumed_fit_runs_the_remaining_steps_and_the_next_fit_starts_over():
 
 
 @pytest.mark.parametrize("model_type", ["distilbert", pytest.param("albert", marks=pytest.mark.slow)])
-def test_the_step_compiled_by_xla_is_the_same_step(model_type):
+def test_the_step_compiled_by_xla_is_the_same_step(model_type: str) -> None:
     config = tiny_config(model_type, dropout=0.2)
     config.n_layers = 1  # compiling is what takes long
     models = [
@@ -324,7 +342,7 @@ def test_the_step_compiled_by_xla_is_the_same_step(model_type):
     for plain, compiled, before in zip(*(model.get_weights() for model in models), start, strict=True):
         np.testing.assert_allclose(compiled - before, plain - before, atol=2e-5)
     assert max(np.abs(now - before).max() for now, before in zip(models[0].get_weights(), start, strict=True)) > 0.05
-    assert scalar_results(models[1]) == pytest.approx(scalar_results(models[0]), rel=1e-5)
+    assert metric_results(models[1]) == pytest.approx(metric_results(models[0]), rel=1e-5)
 
 
 MIRRORED = """
@@ -337,7 +355,7 @@ import numpy as np
 import tf_keras as keras
 from pathlib import Path
 from tf_mlm import runtime
-from tf_mlm.model.metrics import scalar_results
+from tf_mlm.model.metrics import metric_results, total_and_count
 from tf_mlm.run.checkpoint import Progress, load_checkpoint, model_variables, restore_variables, save_checkpoint
 
 mirrored, alone = runtime.choose_strategy("mirrored"), tf.distribute.get_strategy()
@@ -360,6 +378,25 @@ double, by_two = step(mirrored)
 parts, by_parts = step(mirrored, accumulate_steps=2)
 _, dropped_one = step(alone, dropout=0.5)
 _, dropped_two = step(mirrored, dropout=0.5)
+
+class Sums(keras.callbacks.Callback):
+    # Reads the metrics in the middle of an epoch, as the training's log does.
+    def __init__(self):
+        super().__init__()
+        self.read = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.read.append([total_and_count(metric) for metric in self.model.metrics])
+
+def epochs(strategy):
+    with strategy.scope():
+        model = build(tiny_config("distilbert"))
+        compile_model(model, optimizer=keras.optimizers.legacy.Adam(0.01, epsilon=1e-3), clip_norm=0.5)
+    sums = Sums()
+    model.fit(data.repeat(6), steps_per_epoch=3, epochs=2, validation_data=data.repeat(2), callbacks=[sums], verbose=0)
+    return {"sums": sums.read, "history": model.history.history, "results": metric_results(model)}
+
+fitted = {"one": epochs(alone), "two": epochs(mirrored)}
 
 with mirrored.scope():
     zero = tf.Variable(0, dtype=tf.int64)
@@ -393,29 +430,30 @@ type(spoiled).masked_lm_outputs = outputs
 
 save_checkpoint(folder, Progress(1, (0.0, 0.0), 0, 0.0, "f"), model_variables(double), keep=1)
 with mirrored.scope():
-    fresh = compile_model(build(tiny_config("distilbert"), seed=4), optimizer=keras.optimizers.legacy.Adam(0.1))
-restore_variables(model_variables(fresh), load_checkpoint(folder, "f")[1])  # outside the scope, as a resumed run does
+    other = compile_model(build(tiny_config("distilbert"), seed=4), optimizer=keras.optimizers.legacy.Adam(0.1))
+restore_variables(model_variables(other), load_checkpoint(folder, "f")[1])  # outside the scope, as a resumed run does
 restored = all((a.numpy() == b.numpy()).all() for a, b in
-               zip(model_variables(fresh).values(), model_variables(double).values()))
+               zip(model_variables(other).values(), model_variables(double).values()))
 print(json.dumps({
     "replicas": mirrored.num_replicas_in_sync,
     "largest": distance(by_one, [0 * x for x in by_one]),
     "mirrored": distance(by_one, by_two),
     "parts": distance(by_one, by_parts),
     "dropout": distance(dropped_one, dropped_two),
-    "metrics": [scalar_results(model) for model in (single, double, parts)],
+    "metrics": [metric_results(model) for model in (single, double, parts)],
     "seeds": [seed.numpy().tolist() for seed in seeds],
     "bad": bad,
     "changed": [name for name in changed if not name.startswith("metric")],
     "restored": restored,
-    "restored_loss": scalar_results(fresh),
+    "fitted": fitted,
+    "restored_loss": metric_results(other),
 }))
 """
 
 
 @pytest.fixture(scope="module")
-def mirrored(tmp_path_factory):
-    """What a process with two logical CPUs found; they can be configured only before TensorFlow's first op."""
+def mirrored(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Results of a process with two logical CPU devices, which must be configured before TensorFlow's first op."""
     flags = {"PYTHONPATH": str(ROOT), "TF_USE_LEGACY_KERAS": "1", "TF_XLA_FLAGS": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(
         [sys.executable, "-c", MIRRORED, str(tmp_path_factory.mktemp("mirrored"))],
@@ -425,8 +463,8 @@ def mirrored(tmp_path_factory):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_a_step_on_two_devices_is_the_step_on_one(mirrored):
-    """The first device holds nearly all labels: a mean of its mean and the other's would be another step."""
+def test_a_step_on_two_devices_is_the_step_on_one(mirrored: dict[str, Any]) -> None:
+    """Nearly all labels are on the first device: the mean of two means would give another step."""
     assert mirrored["replicas"] == 2
     assert mirrored["largest"] > 1e-4
     assert mirrored["mirrored"] <= 1e-3 * mirrored["largest"]  # the rounding of weights 1,000 times larger
@@ -435,16 +473,29 @@ def test_a_step_on_two_devices_is_the_step_on_one(mirrored):
     assert all(metrics == pytest.approx(single, rel=1e-6) for metrics in others)
 
 
-def test_two_devices_drop_different_activations(mirrored):
+def test_two_devices_drop_different_activations(mirrored: dict[str, Any]) -> None:
     assert mirrored["seeds"] == [[0, 17], [2**40, 17]]
     assert mirrored["dropout"] > 1e-2 * mirrored["largest"]
 
 
-def test_a_loss_that_is_not_finite_on_one_device_is_no_update_on_either(mirrored):
+def test_a_non_finite_loss_on_one_device_skips_the_update_on_both(mirrored: dict[str, Any]) -> None:
     assert mirrored["bad"][0] > 0
     assert mirrored["changed"] == ["optimizer/0"]
 
 
-def test_a_checkpoint_of_two_devices_is_restored(mirrored):
+def test_a_checkpoint_of_two_devices_is_restored(mirrored: dict[str, Any]) -> None:
     assert mirrored["restored"]
     assert mirrored["restored_loss"] == mirrored["metrics"][1]
+
+
+def test_fit_on_two_devices_gives_the_numbers_of_one(mirrored: dict[str, Any]) -> None:
+    """A callback reads the sums of the metrics within the epochs; on two devices `float(metric.total)` is an error."""
+    one, two = mirrored["fitted"]["one"], mirrored["fitted"]["two"]
+    counts = [[count for _, count in sums] for sums in two["sums"]]
+    assert counts == [[15.0 * step] * 3 for step in (1, 2, 3, 1, 2, 3)]
+    np.testing.assert_allclose(two["sums"], one["sums"], rtol=1e-5)
+    assert two["history"].keys() == one["history"].keys() >= {"loss", "val_loss", "val_masked_accuracy"}
+    for name in one["history"]:
+        np.testing.assert_allclose(two["history"][name], one["history"][name], rtol=1e-5)
+    assert two["results"] == pytest.approx(one["results"], rel=1e-5)
+    assert one["history"]["loss"][1] < one["history"]["loss"][0]

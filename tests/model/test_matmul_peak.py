@@ -1,17 +1,19 @@
-"""The products of which the ceiling is made are those of the step, and their time is that of matrix products."""
+"""The counted products are those of the training step, and the time is that of the products alone."""
 
 import time
+from typing import Any
 
+import pytest
 import tensorflow as tf
 
 from tests.model.conftest import LENGTH, build, compile_model, make_batch, tiny_config
 from tf_mlm.model.matmul_peak import Product, measure_matmul_peak, step_products
 
 
-def graph_flops(function, *arguments) -> int:
+def graph_flops(function: Any, *arguments: Any) -> int:
     """Multiplications and additions of every matrix product in the traced graph."""
 
-    def shape(tensor, transposed) -> list[int]:
+    def shape(tensor: Any, transposed: Any) -> list[int]:
         *batch, rows, columns = tensor.shape.as_list()
         return [*batch, columns, rows] if transposed else [*batch, rows, columns]
 
@@ -28,7 +30,7 @@ def graph_flops(function, *arguments) -> int:
     return flops
 
 
-def test_the_products_are_those_of_the_traced_step(model_type) -> None:
+def test_the_counted_products_are_those_of_the_traced_step(model_type: str) -> None:
     config = tiny_config(model_type)
     config.num_hidden_layers = 3
     model = compile_model(build(config))
@@ -37,8 +39,8 @@ def test_the_products_are_those_of_the_traced_step(model_type) -> None:
     assert sum(product.flops for product in products) == graph_flops(model.train_step, (features, labels))
 
 
-def test_the_time_is_that_of_the_products(monkeypatch) -> None:
-    """Twice as many of a product take twice the time, and no product is faster than the clock allows."""
+def test_the_peak_is_the_time_of_the_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A product needed four times takes four times as long; the backward pass has two products for each."""
     product = Product(1, 1, 256, 256, 256)
     monkeypatch.setattr(time, "perf_counter", iter(range(10_000)).__next__)  # each product takes one second
     assert measure_matmul_peak([product], "float32") == 3  # forward, and two backward

@@ -1,16 +1,23 @@
-"""What is saved loads in the newest transformers, with PyTorch, and in sentence-transformers: an environment apart."""
+"""A saved model loads in the newest transformers, with PyTorch, and in sentence-transformers.
+
+They are installed in a separate environment.
+"""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.conftest import SHARED
-from tests.model.conftest import ARCHITECTURES, build_pair, make_batch, tiny_config
-from tf_mlm.model.loading import build_tokenizer, load_trained, save_model
+from tests.model.conftest import build_pair, make_batch, tiny_config
+from tf_mlm.model.architectures import ARCHITECTURES
+from tf_mlm.model.loading import load_trained
+from tf_mlm.model.saving import save_model
+from tf_mlm.model.tokenizer import build_tokenizer
 
 # torch as in the extra `bench`; the others are the newest there are.
 PACKAGES = ("transformers>=5", "torch==2.13.0", "sentence-transformers")
@@ -47,7 +54,7 @@ print(json.dumps(facts | {"missing": [line for line in said if "MISSING" in line
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    install = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", *PACKAGES]
+    install = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", *PACKAGES]
     done = subprocess.run(install, capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"{' '.join(PACKAGES)} cannot be installed: {done.stderr.splitlines()[-1]}")
@@ -58,8 +65,9 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_newest_transformers_and_sentence_transformers_compute_the_same(
     python: Path, finished_run: Path, tmp_path: Path
 ) -> None:
+    run: Any
     run, tokenizer = load_trained(str(finished_run / "model"))
-    models = {finished_run / "model": run}
+    models: dict[Path, Any] = {finished_run / "model": run}
     if SHARED.is_dir():
         models[SHARED / "models" / "minilm-l6-distilbert"] = load_trained(
             str(SHARED / "models" / "minilm-l6-distilbert")
@@ -70,6 +78,7 @@ def test_the_newest_transformers_and_sentence_transformers_compute_the_same(
             model, build_tokenizer(["the film was long and the plot made no sense"] * 3, 45), tmp_path / model_type
         )
         models[tmp_path / model_type] = model
+    inputs: dict[str, Any]
     inputs, expected = {"sentences": np.array(json.dumps(SENTENCES))}, {}
     for folder, model in models.items():
         features, _ = make_batch(vocab_size=min(model.config.vocab_size, 300))
@@ -77,8 +86,9 @@ def test_the_newest_transformers_and_sentence_transformers_compute_the_same(
         expected[folder] = model(features).logits.numpy()
     np.savez(tmp_path / "inputs.npz", **inputs)
     (tmp_path / "load.py").write_text(LOAD)
+    files = [tmp_path / name for name in ("load.py", "inputs.npz", "answers.npz")]
     done = subprocess.run(
-        [python, tmp_path / "load.py", tmp_path / "inputs.npz", tmp_path / "answers.npz", *models],
+        [str(path) for path in (python, *files, *models)],
         capture_output=True,
         text=True,
     )

@@ -483,9 +483,9 @@ def spoil_batches(patch: pytest.MonkeyPatch, *batches: int) -> None:
     import tensorflow as tf
 
     from tf_mlm.data import prepared
-    from tf_mlm.model.masked_lm import DistilBertForMaskedLM
+    from tf_mlm.model.masked_lm import MaskedPositionsHead
 
-    build, outputs = prepared.build_train_dataset, DistilBertForMaskedLM.masked_lm_outputs
+    build, outputs = prepared.build_train_dataset, MaskedPositionsHead.masked_lm_outputs
 
     def build_spoilt(*arguments: Any, first_batch: int, **options: Any) -> Any:
         def mark(number: Any, batch: Any) -> Any:  # with a 2, which the attention takes for a 1
@@ -501,7 +501,7 @@ def spoil_batches(patch: pytest.MonkeyPatch, *batches: int) -> None:
         return losses * tf.where(features["attention_mask"][0, 0] == 2, float("nan"), 1.0), *others
 
     patch.setattr(prepared, "build_train_dataset", build_spoilt)
-    patch.setattr(DistilBertForMaskedLM, "masked_lm_outputs", spoilt_outputs)
+    patch.setattr(MaskedPositionsHead, "masked_lm_outputs", spoilt_outputs)
 
 
 def test_steps_that_are_not_finite_are_left_out_and_counted_also_where_the_run_is_stopped(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import tensorflow as tf
 
 from tf_mlm import runtime
 from tf_mlm.errors import Refused
-from tf_mlm.model.loading import max_sequence_length, save_config_and_tokenizer
+from tf_mlm.model.architectures import max_sequence_length
+from tf_mlm.model.saving import save_config_and_tokenizer
 
 _ONNX_OPSET = 18
 _TOLERANCE = 1e-4  # of the largest logit

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tf_mlm.errors import as_os_error
 from tf_mlm.export.graph_tokenizer import GraphTokenizer, why_not_in_graph
-from tf_mlm.model.loading import max_sequence_length
+from tf_mlm.model.architectures import max_sequence_length
 
 ANSWERED, NO_MASK, TOO_LONG, INVALID_UTF8 = range(4)
 """The values of `status`."""

@@ -13,7 +13,7 @@ from tf_mlm.data.masking import VALIDATION_PROBABILITY, num_slots
 from tf_mlm.data.pipeline import build_collator, build_validation_dataset
 from tf_mlm.data.sequences import load_sequences
 from tf_mlm.errors import Refused
-from tf_mlm.model.loading import check_is_trained, load_model, load_tokenizer
+from tf_mlm.model.loading import load_trained
 from tf_mlm.model.metrics import METRICS, metric_values, total_and_count
 
 
@@ -70,12 +70,11 @@ def evaluate_model(config: Config, *, own_data: bool, train_hashes: np.ndarray |
             `data.validation_split`, or all where it is "" or the data has no splits.
         train_hashes: uint64, hashes of the documents that the model was trained on, where they are known.
     """
-    keras.mixed_precision.set_global_policy(runtime.choose_precision(config.training.precision).policy)
+    policy = runtime.choose_precision(config.training.precision).policy
+    keras.mixed_precision.set_global_policy(policy)
     seed = config.training.seed
-    tokenizer = load_tokenizer(config.model, ())
     scored = _own_documents(config) if own_data else load_documents(config.data, train_hashes)
-    model, newly_initialized = load_model(config.model, tokenizer, config.data.sequence_length)
-    check_is_trained(config.model.name, newly_initialized)
+    model, tokenizer = load_trained(config.model.name, sequence_length=config.data.sequence_length, policy=policy)
     sequences = load_sequences(scored.documents, scored.fingerprint, tokenizer, config.data, "validation")
     rows = sequences.draw_rows(config.data.num_validation_sequences, seed)
     model.compile(

@@ -9,7 +9,7 @@ from tf_mlm.config import MaskingConfig
 from tf_mlm.data.masking import IGNORE_INDEX, example_keys, mask_tokens
 from tf_mlm.errors import Refused
 from tf_mlm.inference.fill_mask import predict_probabilities
-from tf_mlm.model.loading import max_sequence_length
+from tf_mlm.model.architectures import max_sequence_length
 from tf_mlm.model.metrics import PERPLEXITY, perplexity
 
 

@@ -11,7 +11,8 @@ import tensorflow as tf
 
 from tf_mlm.errors import Refused
 from tf_mlm.export.saved_model import NO_MASK, TOO_LONG
-from tf_mlm.model.loading import load_trained, max_sequence_length
+from tf_mlm.model.architectures import max_sequence_length
+from tf_mlm.model.loading import load_trained
 
 MASK = "[MASK]"
 """How a gap is written whatever the model; it is replaced by the tokenizer's own mask token."""

@@ -1,6 +1,6 @@
-"""Dropout whose randomness is a function of (seed, step, layer), so that there is no random state to save.
+"""Dropout as a function of (seed, step, layer), without random state.
 
-Keras' layers draw from stateful generators, which a resumed run cannot put back where they were.
+Keras' layers draw from stateful generators, whose state a resumed run cannot restore.
 """
 
 from collections import Counter
@@ -12,10 +12,10 @@ _LEVELS = 2**16
 
 
 class ForwardPass:
-    """What the Dropout layers of a model share: the update at work, and the part of its batch.
+    """The current update and the current part of its batch, shared by the Dropout layers of a model.
 
     Args:
-        step: integer variable that counts the updates.
+        step: int64 variable that counts the updates.
     """
 
     def __init__(self, step: tf.Variable):
@@ -24,42 +24,49 @@ class ForwardPass:
         self._calls: Counter[int] = Counter()
 
     def begin(self, part: int | tf.Tensor) -> None:
-        """A pass over part number `part` of the batch, an int or an int32 scalar, begins."""
+        """Start a pass over part number `part` of the batch, an int or an int32 scalar."""
         self._part = part
         self._calls.clear()
 
     def draw_seed(self, layer: int, key: int) -> tf.Tensor:
-        """int64 [2]: another one for each step, replica, layer, part, and call of the layer within the pass.
+        """A seed, int64 [2], that differs between steps, replicas, layers, parts, and calls of a layer within a pass.
 
         Args:
-            key: of the layer, below 2**31.
+            layer: number of the layer in the model.
+            key: key of the layer, below 2**31.
         """
-        # ALBERT calls the same layers once for each of its depths.
+        # ALBERT applies the same layers repeatedly.
         call = self._calls[layer]
         self._calls[layer] += 1
         context = tf.distribute.get_replica_context()
         replica = tf.cast(context.replica_id_in_sync_group if context else 0, tf.int64)
         part = tf.cast(self._part, tf.int64)
-        # Each number has bits of its own: no sum of two can be that of two others.
+        # Each number has separate bits, so that different combinations have different seeds.
         return tf.stack([tf.cast(self.step, tf.int64) + replica * 2**40, key + part * 2**31 + call * 2**51])
 
 
 class StepDropout:
-    """What a Keras `Dropout` layer draws from, in place of its own generator.
+    """Replaces the random generator of a Keras `Dropout` layer.
 
-    Random bits are drawn as uint16, two elements to a word of the generator: half the work, and the rate is met to
-    1/65,536, where a draw in bfloat16 meets it to 1/128.
+    Random bits are drawn as uint16, two elements per word of the generator: half the work, at a resolution of the rate
+    of 1/65,536, where a draw in bfloat16 has 1/128.
+
+    Args:
+        seed: seed of the training.
+        layer: number of the layer in the model.
+        forward_pass: the current pass.
     """
 
     def __init__(self, seed: int, layer: int, forward_pass: ForwardPass):
-        self._key = (seed + 0x9E3779B1 * (layer + 1)) % 2**31  # the factor is odd, so no two layers share a key
+        self._key = (seed + 0x9E3779B1 * (layer + 1)) % 2**31  # an odd factor gives each layer another key
         self._layer = layer
         self._pass = forward_pass
 
     def _maybe_init(self) -> None:
-        """Nothing to do: Keras asks its generator to make its variable here, as the layer is built."""
+        """Does nothing. Keras calls it when the layer is built, for its generator to create a variable."""
 
     def dropout(self, inputs: tf.Tensor, rate: float, noise_shape: object = None) -> tf.Tensor:
+        """`inputs` with a share `rate` of the elements set to 0 and the others scaled by 1 / (1 - rate)."""
         assert noise_shape is None, "masks shared along an axis are not supported"
         shape = tf.shape(inputs) if None in inputs.shape else inputs.shape
         size = tf.reduce_prod(shape)
@@ -72,10 +79,10 @@ class StepDropout:
 
 
 def use_step_dropout(model: keras.Model, seed: int, step: tf.Variable) -> ForwardPass:
-    """Let every `Dropout` layer of `model` draw from (seed, step, its position among them).
+    """Make every `Dropout` layer of `model` draw from (seed, step, number of the layer).
 
     Returns:
-        What each training pass has to `begin`.
+        The pass; call its `begin` before each training pass.
     """
     forward_pass = ForwardPass(step)
     layers = [layer for layer in model.submodules if isinstance(layer, keras.layers.Dropout)]

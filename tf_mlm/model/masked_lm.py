@@ -1,41 +1,27 @@
-"""Hugging Face's masked language models, trained and evaluated with the head over masked positions alone.
+"""Hugging Face's masked language models, trained and evaluated with the head on masked positions alone.
 
-Only the positions that carry a label, 15 % of them, go through the vocabulary projection: on a fixed number of slots a
-sequence, so that every shape is static. In the last layer, too, they alone are queries: the others serve as keys and
-values, and what the layer would make of them nobody reads. Weights, their names, `from_pretrained` and a call without
-labels are stock.
+Only the positions that carry a label, 15 % of them, go through the vocabulary projection: a fixed number of slots per
+sequence, so that every shape is static. They alone are queries of the last layer, too: the outputs at other positions
+are never used. Weights, their names, `from_pretrained` and a call without labels are those of transformers' class.
 """
 
+import functools
 from typing import Any
 
 import tensorflow as tf
 import tf_keras as keras
-from transformers import (
-    TFAlbertForMaskedLM,
-    TFBertForMaskedLM,
-    TFDistilBertForMaskedLM,
-    TFRobertaForMaskedLM,
-)
+import transformers
 
 from tf_mlm.data.masking import IGNORE_INDEX
+from tf_mlm.model.architectures import Architecture, architecture_of
 from tf_mlm.model.dropout import use_step_dropout
 from tf_mlm.model.metrics import LOSS, MaskedLMMetrics
 
 
-class MaskedPositionsHead(keras.Model):
-    """Mixin of a TF...ForMaskedLM: what `fit` and `evaluate` compute. Subclasses know the encoder and the head."""
+class MaskedPositionsHead(Architecture, keras.Model):  # type: ignore[misc]
+    """Mixin of a TF...ForMaskedLM: the computations of `fit` and `evaluate`, on top of an `Architecture`."""
 
-    def encode_positions(
-        self, input_ids: tf.Tensor, attention_mask: tf.Tensor, positions: tf.Tensor, training: bool
-    ) -> tf.Tensor:
-        """Hidden states [batch, slots, dim] of the encoder at `positions`, int32 [batch, slots]."""
-        raise NotImplementedError
-
-    def predict_tokens(self, hidden_states: tf.Tensor, training: bool) -> tf.Tensor:
-        """Logits [..., vocabulary] of hidden states [..., dim]."""
-        raise NotImplementedError
-
-    def compile(  # type: ignore[override]
+    def compile(
         self,
         optimizer: keras.optimizers.Optimizer,
         *,
@@ -48,10 +34,11 @@ class MaskedPositionsHead(keras.Model):
         """Configure training.
 
         Args:
-            max_masked_per_sequence: slots of the head; no sequence may carry more labels.
-            accumulate_steps: equal parts in which a batch is worked.
-            clip_norm: largest global norm of the gradient; 0 leaves it as it is.
-            seed: of dropout.
+            max_masked_per_sequence: slots of the head; a sequence must not carry more labels.
+            accumulate_steps: number of equal parts into which a batch is split to save memory.
+            clip_norm: largest global norm of the gradient; 0 turns clipping off.
+            seed: seed of dropout.
+            jit_compile: compile the whole step with XLA.
         """
         keras.Model.compile(self, optimizer=optimizer, jit_compile=jit_compile)
         self._max_masked = max_masked_per_sequence
@@ -66,16 +53,22 @@ class MaskedPositionsHead(keras.Model):
         return self._masked_lm_metrics.all if hasattr(self, "_masked_lm_metrics") else []
 
     def create_optimizer_weights(self) -> None:
-        """Make what the first update would make, which Keras would then trace a second time."""
+        """Create the optimizer's variables before the first update, so that Keras traces the training step once."""
         with self.distribute_strategy.scope():
             optimizer: Any = getattr(self.optimizer, "inner_optimizer", self.optimizer)
             optimizer._create_all_weights(self.trainable_variables)
 
     def resume_at(self, step: int, steps_per_epoch: int) -> None:
-        """Let the next `fit` begin after update `step`, in the middle of an epoch if need be; its `x` begins there."""
+        """Make the next `fit` start after update `step`, which may lie inside an epoch.
+
+        Args:
+            step: number of updates already made; the first batch of the next `x` is that of the following update.
+            steps_per_epoch: number of updates in an epoch.
+        """
         self._first_position = divmod(step, steps_per_epoch)
 
     def fit(self, *arguments: Any, **options: Any) -> keras.callbacks.History:
+        """Keras' `fit`, from the update that `resume_at` chose or from the first one."""
         self.create_optimizer_weights()
         try:
             return super().fit(*arguments, **options)
@@ -83,7 +76,7 @@ class MaskedPositionsHead(keras.Model):
             self._first_position = None
 
     def _maybe_load_initial_counters_from_ckpt(self, steps_per_epoch: int, initial_epoch: int) -> tuple[int, int]:
-        # Where Keras asks its own BackupAndRestore for the first epoch and the first step inside it.
+        # Keras calls this to ask its BackupAndRestore for the first epoch and the first step inside it.
         return self._first_position or (initial_epoch, 0)
 
     def masked_lm_outputs(
@@ -91,7 +84,7 @@ class MaskedPositionsHead(keras.Model):
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
         """Losses [batch, slots], logits [batch, slots, vocabulary], labels and weights [batch, slots].
 
-        Losses and logits are float32 whatever the precision; a slot without a label has label 0, loss 0 and weight 0.
+        Losses and logits are float32 in any precision policy. A slot without a label has label 0, loss 0 and weight 0.
         """
         labelled = tf.cast(labels != IGNORE_INDEX, tf.int32)
         positions = tf.math.top_k(labelled, self._max_masked, sorted=True).indices
@@ -105,24 +98,27 @@ class MaskedPositionsHead(keras.Model):
         return losses, logits, slot_labels, weights
 
     def train_step(self, data: tuple[dict[str, tf.Tensor], tf.Tensor]) -> dict[str, tf.Tensor]:
-        """One update, or none where the loss or the gradient is not finite: then weights, optimizer slots and metrics
-        stay as they are, and `bad_step` is above 0 in what is returned.
+        """One update, skipped if the loss or the gradient is not finite.
 
-        `optimizer.iterations` counts the step all the same, as Keras' LossScaleOptimizer does, so that the schedule,
-        dropout and the data remain functions of the step. With float16 a step that is not finite is bad only when the
-        scale of the loss is down to 1: before, the scale was too large.
+        A skipped update leaves weights, optimizer slots and metrics unchanged, and the returned `bad_step` is above 0.
+        `optimizer.iterations` still counts it, as Keras' LossScaleOptimizer does, so that the schedule, dropout and
+        the data remain functions of the step. With float16 a skipped step is bad only at a loss scale of 1: at a
+        larger scale, the scale was the cause.
+
+        Returns:
+            The metrics averaged since the start of the epoch, and `bad_step`, float32.
         """
         features, labels = data
         replica = tf.distribute.get_replica_context()
-        # The loss of a batch is its summed cross-entropy over its number of labels, on all replicas and in all parts;
-        # without any label it is 0, not 0 / 0.
+        # The loss of a batch is its summed cross-entropy divided by its number of labels, over all replicas and parts.
+        # The maximum makes it 0 instead of 0 / 0 for a batch without labels.
         num_labels = tf.reduce_sum(tf.cast(labels != IGNORE_INDEX, tf.float32))
         num_labels = tf.maximum(replica.all_reduce(tf.distribute.ReduceOp.SUM, num_labels), 1.0)
         gradients, sums = self._accumulate_gradients(features, labels, num_labels)
         gradients = replica.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
         norm = tf.linalg.global_norm(gradients)
-        # A loss that is not finite can have a finite gradient. Each replica has a loss of its own.
-        loss = replica.all_reduce(tf.distribute.ReduceOp.SUM, sums[LOSS.name])
+        # A non-finite loss can have a finite gradient, and each replica has its own loss.
+        loss = replica.all_reduce(tf.distribute.ReduceOp.SUM, self._masked_lm_metrics.by_name(sums)[LOSS.name])
         norm = tf.where(tf.math.is_finite(loss), norm, float("nan"))
         is_finite = tf.math.is_finite(norm)
         if self._clip_norm:
@@ -131,13 +127,11 @@ class MaskedPositionsHead(keras.Model):
         if isinstance(self.optimizer, keras.mixed_precision.LossScaleOptimizer):
             is_bad &= self.optimizer.loss_scale <= 1.0
         self._apply_gradients(gradients, is_finite)
-        self._masked_lm_metrics.add(
-            {name: tf.where(is_finite, value, tf.zeros_like(value)) for name, value in sums.items()}
-        )
+        self._masked_lm_metrics.add(tf.where(is_finite, sums, tf.zeros_like(sums)))
         return {metric.name: metric.result() for metric in self.metrics} | {"bad_step": tf.cast(is_bad, tf.float32)}
 
     def _apply_gradients(self, gradients: list[tf.Tensor], is_finite: tf.Tensor) -> None:
-        """Hand the gradients, summed over the replicas, to the optimizer if `is_finite`."""
+        """Apply the gradients, already summed over the replicas, if `is_finite`."""
         optimizer = self.optimizer
 
         def apply(gradients: list[tf.Tensor]) -> None:
@@ -148,12 +142,12 @@ class MaskedPositionsHead(keras.Model):
             optimizer.iterations.assign_add(1, read_value=False)
 
         def across_replicas(strategy: Any, gradients: list[tf.Tensor], is_finite: tf.Tensor) -> None:
-            # Here and not in each replica, because the optimizer leaves the replica's context, which no branch may do.
+            # The optimizer leaves the replica context, which TensorFlow does not allow inside a branch: branch outside.
             is_finite = strategy.experimental_local_results(is_finite)[0]
             tf.cond(is_finite, lambda: strategy.extended.call_for_each_replica(apply, args=(gradients,)), skip)
 
         if isinstance(optimizer, keras.mixed_precision.LossScaleOptimizer):
-            # It skips the step by itself, and lowers its scale.
+            # It skips a non-finite step by itself, and lowers its scale.
             apply([tf.where(is_finite, gradients[0], float("nan")), *gradients[1:]])
         elif tf.__internal__.distribute.strategy_supports_no_merge_call():
             tf.cond(is_finite, lambda: apply(gradients), skip)
@@ -169,49 +163,44 @@ class MaskedPositionsHead(keras.Model):
 
     def _accumulate_gradients(
         self, features: dict[str, tf.Tensor], labels: tf.Tensor, num_labels: tf.Tensor
-    ) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
-        """Gradients of the batch's loss, and the sums for the metrics.
-
-        Both are worked in `accumulate_steps` parts, one after the other to save memory.
-        """
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """Gradients of the batch's loss, and the sums for the metrics, over `accumulate_steps` parts in turn."""
         if self._accumulate_steps == 1:
             self._forward_pass.begin(0)
             return self._gradients(features, labels, num_labels)
-        # Else rows would be left out of the gradient, though their labels are counted.
+        # Otherwise the last rows would be missing from the gradient although `num_labels` counts their labels.
         assert labels.shape[0] and labels.shape[0] % self._accumulate_steps == 0, (labels.shape, self._accumulate_steps)
         size = labels.shape[0] // self._accumulate_steps
 
         def add_part(part: tf.Tensor, *totals: tf.Tensor) -> list[tf.Tensor]:
             def rows(value: tf.Tensor) -> tf.Tensor:
-                # Not a slice: XLA would compile it anew for every `part`, and run each for the first time uncompiled,
-                # with other float bits than later (so that a resumed run would differ).
+                # Not a slice: XLA compiles a slice once for each `part` and runs each uncompiled the first time, with
+                # other float bits than later, so that a resumed run would differ.
                 return tf.gather(tf.reshape(value, [-1, size, value.shape[1]]), part)
 
             self._forward_pass.begin(part)
-            gradients, of_metrics = self._gradients(tf.nest.map_structure(rows, features), rows(labels), num_labels)
-            addends = [*gradients, *of_metrics.values()]
+            gradients, sums_of_part = self._gradients(tf.nest.map_structure(rows, features), rows(labels), num_labels)
+            addends = [*gradients, sums_of_part]
             return [part + 1, *(total + addend for total, addend in zip(totals, addends, strict=True))]
 
-        names = self._masked_lm_metrics.names()
         zeros = [tf.zeros_like(variable) for variable in self.trainable_variables]
-        zeros += [tf.zeros([], tf.float64) for _ in names]
-        _, *totals = tf.while_loop(
+        zeros.append(tf.zeros([len(self._masked_lm_metrics.names())], tf.float64))
+        _, *total_gradients, total_sums = tf.while_loop(
             lambda part, *_: part < self._accumulate_steps, add_part, [tf.constant(0), *zeros], parallel_iterations=1
         )
-        self._forward_pass.begin(0)  # `part` lives in the loop alone
-        num_gradients = len(self.trainable_variables)
-        return totals[:num_gradients], dict(zip(names, totals[num_gradients:], strict=True))
+        self._forward_pass.begin(0)  # `part` is a tensor of the loop, invalid outside it
+        return total_gradients, total_sums
 
     def _gradients(
         self, features: dict[str, tf.Tensor], labels: tf.Tensor, num_labels: tf.Tensor
-    ) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
         scales_loss = isinstance(self.optimizer, keras.mixed_precision.LossScaleOptimizer)
         with tf.GradientTape() as tape:
             losses, logits, slot_labels, weights = self.masked_lm_outputs(features, labels, training=True)
             loss = tf.reduce_sum(losses) / num_labels
             if scales_loss:
                 loss = self.optimizer.get_scaled_loss(loss)
-        # Zeros for what the loss does not depend on: TFAlbertForMaskedLM has a bias that it never adds.
+        # Zeros for variables that the loss does not use: TFAlbertForMaskedLM has a bias that it never adds.
         gradients = tape.gradient(loss, self.trainable_variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         if scales_loss:
             gradients = self.optimizer.get_unscaled_gradients(gradients)
@@ -219,79 +208,17 @@ class MaskedPositionsHead(keras.Model):
         return [tf.convert_to_tensor(gradient) for gradient in gradients], sums
 
 
-class DistilBertForMaskedLM(MaskedPositionsHead, TFDistilBertForMaskedLM):  # type: ignore[misc]
-    def encode_positions(
-        self, input_ids: tf.Tensor, attention_mask: tf.Tensor, positions: tf.Tensor, training: bool
-    ) -> tf.Tensor:
-        mask = tf.cast(attention_mask, tf.float32)
-        hidden_states = self.distilbert.embeddings(input_ids, training=training)
-        *layers, last = self.distilbert.transformer.layer
-        for layer in layers:
-            hidden_states = layer(hidden_states, mask, None, False, training=training)[0]
-        queries = tf.gather(hidden_states, positions, batch_dims=1)
-        attended = last.attention(queries, hidden_states, hidden_states, mask, None, False, training=training)[0]
-        attended = last.sa_layer_norm(attended + queries)
-        return last.output_layer_norm(last.ffn(attended, training=training) + attended)
+@functools.cache
+def model_class(model_type: str) -> Any:
+    """The trainable class of an architecture, a subclass of transformers' class and named like its PyTorch class.
 
-    def predict_tokens(self, hidden_states: tf.Tensor, training: bool) -> tf.Tensor:
-        hidden_states = self.vocab_layer_norm(self.act(self.vocab_transform(hidden_states)))
-        return self.vocab_projector(hidden_states)
+    Returns:
+        A class of `MaskedLanguageModel`s that are built from a config or with `from_pretrained`.
 
-
-class BertEncoder:
-    """Mixin: the encoder of BERT and RoBERTa."""
-
-    base_model_prefix: str
-
-    def encode_positions(
-        self, input_ids: tf.Tensor, attention_mask: tf.Tensor, positions: tf.Tensor, training: bool
-    ) -> tf.Tensor:
-        encoder = getattr(self, self.base_model_prefix)
-        hidden_states = encoder.embeddings(input_ids=input_ids, training=training)
-        mask = -10000.0 * (1 - tf.cast(attention_mask[:, None, None, :], hidden_states.dtype))
-        *layers, last = encoder.encoder.layer
-        for layer in layers:
-            hidden_states = layer(hidden_states, mask, None, None, None, None, False, training=training)[0]
-        # The attention to another encoder's states, with this one's own.
-        attended = last.attention(
-            tf.gather(hidden_states, positions, batch_dims=1),
-            attention_mask=None,
-            head_mask=None,
-            encoder_hidden_states=hidden_states,
-            encoder_attention_mask=mask,
-            past_key_value=None,
-            output_attentions=False,
-            training=training,
-        )[0]
-        return last.bert_output(last.intermediate(attended), attended, training=training)
-
-
-class BertForMaskedLM(BertEncoder, MaskedPositionsHead, TFBertForMaskedLM):  # type: ignore[misc]
-    def predict_tokens(self, hidden_states: tf.Tensor, training: bool) -> tf.Tensor:
-        return self.mlm(hidden_states, training=training)
-
-
-class RobertaForMaskedLM(BertEncoder, MaskedPositionsHead, TFRobertaForMaskedLM):  # type: ignore[misc]
-    def predict_tokens(self, hidden_states: tf.Tensor, training: bool) -> tf.Tensor:
-        return self.lm_head(hidden_states)
-
-
-class AlbertForMaskedLM(MaskedPositionsHead, TFAlbertForMaskedLM):  # type: ignore[misc]
-    def encode_positions(
-        self, input_ids: tf.Tensor, attention_mask: tf.Tensor, positions: tf.Tensor, training: bool
-    ) -> tf.Tensor:
-        # Its attention knows no queries apart from keys.
-        hidden_states = self.albert(input_ids, attention_mask, training=training)[0]
-        return tf.gather(hidden_states, positions, batch_dims=1)
-
-    def predict_tokens(self, hidden_states: tf.Tensor, training: bool) -> tf.Tensor:
-        return self.predictions(hidden_states, training=training)
-
-
-MODEL_CLASSES = {
-    "distilbert": DistilBertForMaskedLM,
-    "bert": BertForMaskedLM,
-    "roberta": RobertaForMaskedLM,
-    "albert": AlbertForMaskedLM,
-}
-"""The architectures that can be trained, by the `model_type` of their config."""
+    Raises:
+        KeyError: the architecture is not supported.
+    """
+    architecture = architecture_of(model_type)
+    stock = getattr(transformers, architecture.stock_class_name)
+    name = architecture.stock_class_name.removeprefix("TF")  # Keras names the model, and so its variables, after it
+    return type(name, (architecture, MaskedPositionsHead, stock), {"__module__": __name__})

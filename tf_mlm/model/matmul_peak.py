@@ -1,17 +1,25 @@
-"""The matrix products of one training step and how fast this machine does them: the ceiling of any training speed."""
+"""The matrix products of one training step, and the time that they alone take on this machine."""
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+
+from tf_mlm.model.architectures import architecture_of
+
+if TYPE_CHECKING:
+    from transformers.configuration_utils import PretrainedConfig
 
 _REPEATS = 5
 
 
 class Product(NamedTuple):
-    """`times` forward products [batch, rows, inner] x [batch, inner, columns]; the backward pass has two for each."""
+    """`times` products [batch, rows, inner] x [batch, inner, columns] of the forward pass.
+
+    The backward pass has two products of the same size for each of them.
+    """
 
     times: int
     batch: int
@@ -21,38 +29,37 @@ class Product(NamedTuple):
 
     @property
     def flops(self) -> int:
-        """Of forward and backward pass: a multiplication and an addition for each inner element, three times."""
+        """Multiplications and additions of the forward and the backward pass."""
         return 6 * self.times * self.batch * self.rows * self.inner * self.columns
 
 
-def step_products(config: Any, num_sequences: int, length: int, num_slots: int) -> list[Product]:
-    """The products of one update, as `masked_lm_head` computes it.
+def step_products(config: "PretrainedConfig", num_sequences: int, length: int, num_slots: int) -> list[Product]:
+    """The products of one update, as `MaskedPositionsHead.train_step` computes it.
 
     Args:
-        config: transformers' config of the model.
-        num_slots: positions of a sequence that go through the head, and, ALBERT's apart, through the last layer.
+        config: the model's config.
+        num_sequences: sequences in a batch.
+        length: tokens in a sequence, padding included.
+        num_slots: positions of a sequence that go through the head and, in most architectures, the last layer.
     """
-    dim, hidden, heads, layers = (
-        config.hidden_size,
-        getattr(config, "intermediate_size", None) or config.hidden_dim,
-        config.num_attention_heads,
-        config.num_hidden_layers,
-    )
-    embedding = getattr(config, "embedding_size", dim)
+    architecture = architecture_of(config.model_type)
+    dim, heads, layers = config.hidden_size, config.num_attention_heads, config.num_hidden_layers
+    hidden = getattr(config, architecture.intermediate_size_setting)
+    embedding = getattr(config, architecture.embedding_size_setting)
     positions, slots = num_sequences * length, num_sequences * num_slots
 
     def layer(times: int, rows: int, queries: int) -> list[Product]:
         return [
             Product(2 * times, 1, positions, dim, dim),  # keys and values
-            Product(2 * times, 1, rows, dim, dim),  # queries and the output of the attention
+            Product(2 * times, 1, rows, dim, dim),  # queries and output of the attention
             Product(times, 1, rows, dim, hidden),
             Product(times, 1, rows, hidden, dim),
             Product(times, num_sequences * heads, queries, dim // heads, length),
             Product(times, num_sequences * heads, queries, length, dim // heads),
         ]
 
-    whole = layers if config.model_type == "albert" else layers - 1
-    products = layer(whole, positions, length) + layer(layers - whole, slots, num_slots)
+    masked_only = 1 if architecture.last_layer_is_masked_only else 0
+    products = layer(layers - masked_only, positions, length) + layer(masked_only, slots, num_slots)
     if embedding != dim:
         products.append(Product(1, 1, positions, embedding, dim))
     products += [Product(1, 1, slots, dim, embedding), Product(1, 1, slots, embedding, config.vocab_size)]
@@ -60,7 +67,7 @@ def step_products(config: Any, num_sequences: int, length: int, num_slots: int) 
 
 
 def measure_matmul_peak(products: list[Product], precision: str) -> float:
-    """Seconds that the products of one step take, each timed by itself, one after the other, in `precision`."""
+    """Seconds that the products of one step take in `precision`, each timed alone."""
     dtype = tf.as_dtype(precision)
     return sum(product.times * _time_product(product, dtype) for product in products)
 
@@ -88,4 +95,4 @@ def _median_seconds(compute: Callable[[], tf.Tensor]) -> float:
         start = time.perf_counter()
         tf.reshape(compute(), [-1])[0].numpy()  # waits for the result
         seconds.append(time.perf_counter() - start)
-    return float(np.median(seconds[1:]))  # the first one traces
+    return float(np.median(seconds[1:]))  # without the first call, which traces

@@ -1,10 +1,10 @@
-"""The table of metrics over masked tokens, and the sums that they are computed from.
+"""The table of metrics over masked tokens, and the sums from which they are computed.
 
 To add a metric, add an entry to `METRICS`: events, `history.csv`, progress lines, TensorBoard, the model card and
-`evaluate` read the table. Every metric is a sum over all masked tokens divided once by their number, never a mean of
-batch means.
+`evaluate` read the table. A metric is a sum over all masked tokens divided once by their number, not a mean of batch
+means.
 
-TensorFlow is imported inside the functions, because code that runs before `runtime.prepare` reads the table.
+TensorFlow is imported inside the functions, because modules that run before `runtime.prepare` read the table.
 """
 
 import math
@@ -18,13 +18,13 @@ class Metric:
     """One metric of training and validation.
 
     Attributes:
-        name: its name in Keras' logs; `val_<name>` in events and files.
-        title: its name for a reader.
+        name: key in Keras' logs, events and files; there the validation metric is `val_<name>`.
+        title: name in tables and plots.
         format: format specification of a value, such as `.4f`.
-        per_token: from (losses, logits, labels) of a batch to one value for each slot, averaged over the slots that
-            carry a label. None where `from_loss` computes the metric.
-        from_loss: from the mean loss to the metric.
-        hub_name: metric type in a model card's front matter; "" leaves the metric out there.
+        per_token: maps losses, logits and labels of a batch (see `MaskedLMMetrics.sums`) to one value per slot,
+            [batch, slots], to be averaged over the slots with a label. None if `from_loss` computes the metric.
+        from_loss: maps the mean loss to the metric.
+        hub_name: metric type in the front matter of a model card; "" leaves the metric out.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Metric:
     hub_name: str = ""
 
     def show(self, value: float | None) -> str:
-        """The value for a reader."""
+        """The value as text; an en dash for a missing value."""
         if value is None:
             return "–"
         if not math.isfinite(value):
@@ -44,7 +44,7 @@ class Metric:
 
 
 def perplexity(loss: float) -> float:
-    """exp of a token-weighted loss in nats; infinite where a float cannot hold it."""
+    """exp of a token-weighted loss in nats; infinite if it exceeds the largest float."""
     try:
         return math.exp(loss)
     except OverflowError:
@@ -70,23 +70,24 @@ def _is_among_top_5(losses: Any, logits: Any, labels: Any) -> Any:
 
 LOSS = Metric("loss", "Loss (nats per masked token)", ".4f", per_token=_cross_entropy, hub_name="loss")
 PERPLEXITY = Metric("perplexity", "Perplexity", ",.2f", from_loss=perplexity, hub_name="perplexity")
-METRICS = (
+METRICS: tuple[Metric, ...] = (
     LOSS,
     PERPLEXITY,
     Metric("masked_accuracy", "Masked accuracy (top 1)", ".2%", per_token=_is_most_likely, hub_name="accuracy"),
     Metric("masked_accuracy_top_5", "Masked accuracy (top 5)", ".2%", per_token=_is_among_top_5),
 )
-"""Every metric, in the order in which files and tables list them."""
+"""All metrics, in the order of files and tables."""
 
 NUM_LABELS = "num_labels"
-"""Key of the number of masked tokens in `MaskedLMMetrics.sums`."""
+"""Key of the number of labels in `MaskedLMMetrics.sums`."""
 
 
 def metric_values(logs: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Every metric by name, from Keras' logs of the averaged ones.
+    """All metrics by name.
 
     Args:
-        logs: metric values by `prefix` + name.
+        logs: the averaged metrics by `prefix` + name, as `fit` and `evaluate` report them.
+        prefix: "val_" for those of the validation.
     """
     values = {}
     for metric in METRICS:
@@ -98,9 +99,12 @@ def metric_values(logs: Mapping[str, Any], prefix: str = "") -> dict[str, float]
 
 
 class MaskedLMMetrics:
-    """Keras metrics for `METRICS`, fed with sums.
+    """The Keras metrics of `METRICS`, updated with sums over batches.
 
-    Keras' `Mean` keeps a weighted sum and the sum of the weights; in float64 both stay exact over any epoch.
+    Keras' `Mean` keeps a weighted sum and the sum of the weights. In float64 the latter is exact over any epoch.
+
+    Attributes:
+        all: a Keras `Mean` for each metric with `per_token`, in the order of `METRICS`.
     """
 
     def __init__(self) -> None:
@@ -111,38 +115,59 @@ class MaskedLMMetrics:
 
     @staticmethod
     def names() -> list[str]:
-        """Keys of what `sums` returns."""
+        """Names of the elements of `sums`: the averaged metrics, and `NUM_LABELS`."""
         return [*(metric.name for metric in METRICS if metric.per_token), NUM_LABELS]
 
+    @classmethod
+    def by_name(cls, sums: Any) -> dict[str, Any]:
+        """The elements of `sums`, scalars by name."""
+        return {name: sums[i] for i, name in enumerate(cls.names())}
+
     @staticmethod
-    def sums(losses: Any, logits: Any, labels: Any, weights: Any) -> dict[str, Any]:
-        """Sums over the labelled slots of a batch, float64 scalars by metric, and their number under `NUM_LABELS`.
+    def sums(losses: Any, logits: Any, labels: Any, weights: Any) -> Any:
+        """The sum of each averaged metric over the slots with a label, and their number: float64 [len(names())].
+
+        One vector and not one tensor per metric: XLA would then choose other clusters of operations, and the weights
+        of a bfloat16 training would differ in the last digits.
 
         Args:
             losses: float32 [batch, slots], cross-entropy in nats.
             logits: float32 [batch, slots, vocabulary].
             labels: int32 [batch, slots].
-            weights: float32 [batch, slots], 1 where the slot carries a label, else 0.
+            weights: float32 [batch, slots], 1 for a slot with a label, else 0.
         """
         import tensorflow as tf
 
         weights = tf.cast(weights, tf.float64)
-        sums = {
-            metric.name: tf.reduce_sum(tf.cast(metric.per_token(losses, logits, labels), tf.float64) * weights)
+        sums = [
+            tf.reduce_sum(tf.cast(metric.per_token(losses, logits, labels), tf.float64) * weights)
             for metric in METRICS
             if metric.per_token
-        }
-        return sums | {NUM_LABELS: tf.reduce_sum(weights)}
+        ]
+        return tf.stack([*sums, tf.reduce_sum(weights)])
 
-    def add(self, sums: Mapping[str, Any]) -> None:
-        """Add what `sums` returned."""
+    def add(self, sums: Any) -> None:
+        """Add the sums of a batch."""
+        by_name = self.by_name(sums)
         for metric in self.all:
-            metric.total.assign_add(sums[metric.name])
-            metric.count.assign_add(sums[NUM_LABELS])
+            metric.total.assign_add(by_name[metric.name])
+            metric.count.assign_add(by_name[NUM_LABELS])
 
 
 def total_and_count(metric: Any) -> tuple[float, float]:
-    """The sum and the number of tokens that a Keras `Mean` holds, over all replicas."""
+    """The sum and the number of tokens of a Keras `Mean`, over all replicas.
+
+    Under a mirrored strategy both are `SyncOnReadVariable`s, which `float` refuses.
+    """
     import tensorflow as tf
 
     return float(tf.convert_to_tensor(metric.total)), float(tf.convert_to_tensor(metric.count))
+
+
+def metric_results(model: Any) -> dict[str, float]:
+    """The averaged metrics of a model by name, over all replicas.
+
+    Args:
+        model: a compiled `MaskedLanguageModel`.
+    """
+    return {metric.name: float(metric.result()) for metric in model.metrics}

@@ -1,8 +1,12 @@
-"""The files of a pretrained model: found in a folder or on the Hub, and checked before anything reads them."""
+"""The files of a pretrained model: found in a folder or on the Hub, and checked before they are read."""
 
 import json
 import os
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import huggingface_hub
@@ -16,116 +20,193 @@ _WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "tf_model.
 _PICKLE = "pytorch_model.bin"
 
 
-def check_tokenizer_files(config: ModelConfig) -> None:
-    """Raises Refused where the tokenizer's config names a file from elsewhere.
+@dataclass(frozen=True)
+class PretrainedModel:
+    """A pretrained model in a folder or on the Hub; its name is resolved once, here.
 
-    transformers would read it, whatever file of this machine it is, and it would be published with the model.
+    Attributes:
+        source: its name, and its path if it is local.
+        revision: branch, tag or commit on the Hub; "" is the default branch.
+        setting: the setting that gave the name, for messages; "" if it was an argument of a command.
     """
-    path = _find_file(config, "tokenizer_config.json")
+
+    source: hub.Source
+    revision: str = ""
+    setting: str = ""
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> "PretrainedModel":
+        """The model that the settings of a training name.
+
+        Raises:
+            Refused: it is a path that does not exist.
+        """
+        return cls._checked(cls(hub.Source.of(config.name), config.revision, "model.name"))
+
+    @classmethod
+    def named(cls, name: str) -> "PretrainedModel":
+        """The model that an argument of a command names.
+
+        Raises:
+            Refused: it is a path that does not exist.
+        """
+        return cls._checked(cls(hub.Source.of(name)))
+
+    @staticmethod
+    def _checked(model: "PretrainedModel") -> "PretrainedModel":
+        if model.source.path and not model.source.path.exists():
+            raise model.refusal("no such file or folder; a Hub name is written owner/name")
+        return model
+
+    def refusal(self, problem: str) -> Refused:
+        """The error to raise for a problem with this model; the message begins with its name, as the user gave it."""
+        return Refused(f"{hub.label(self.setting, self.source.name)}: {problem}")
+
+    def refusal_without_weights(self, problem: str, solution: str) -> Refused:
+        """As `refusal`, for weights that are missing: a training can do without them, a command cannot."""
+        initialize = ", or set model.from_config = true for newly initialized weights" if self.setting else ""
+        return self.refusal(f"{problem}; {solution}{initialize}")
+
+    def loading_error(self, error: Exception) -> Refused:
+        """The error to raise where a Hugging Face library could not load this model."""
+        if self.source.path is None:
+            return hub.refusal(self.setting, self.source.name, error)
+        reason = textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" …")
+        return self.refusal(f"cannot be loaded: {reason}")
+
+    def load(self, loader: Any, folder: Path | None = None, **options: Any) -> Any:
+        """`loader.from_pretrained` of this model.
+
+        Args:
+            loader: a class of transformers.
+            folder: local copy of the model's files, where they were downloaded before.
+            options: further arguments of `from_pretrained`.
+
+        Raises:
+            Refused: it cannot be loaded.
+        """
+        name = str(folder or self.source.path or self.source.name)
+        try:
+            return loader.from_pretrained(name, revision=self.revision or "main", **options)
+        except Exception as error:  # transformers passes on any error of its readers, parsers and transports
+            raise self.loading_error(error) from None
+
+    def find_file(self, name: str) -> Path | None:
+        """The file `name` of this model, downloaded if the model is on the Hub; None if it has no such file.
+
+        Raises:
+            Refused: the Hub answers with an error.
+            HubOutOfReach: the Hub does not answer.
+        """
+        if self.source.path:
+            path = self.source.path / name
+            return path if path.is_file() else None
+        try:
+            return Path(huggingface_hub.hf_hub_download(self.source.name, name, revision=self.revision or None))
+        except Exception as error:
+            may_exist = isinstance(error, LocalEntryNotFoundError) and not hub.is_offline()
+            if isinstance(error, EntryNotFoundError) and not may_exist:
+                return None
+            raise self.loading_error(error) from None
+
+    def has_pickle(self) -> bool:
+        """Whether it has weights in a pickle file.
+
+        Raises:
+            Refused: the Hub answers with an error.
+            HubOutOfReach: the Hub does not answer.
+        """
+        if self.source.path:
+            return self.find_file(_PICKLE) is not None
+        try:
+            return huggingface_hub.file_exists(self.source.name, _PICKLE, revision=self.revision or None)
+        except Exception as error:
+            raise self.loading_error(error) from None
+
+
+def check_tokenizer_files(model: PretrainedModel) -> None:
+    """Refuse a tokenizer whose config names a file outside the model's folder.
+
+    transformers would read any file of this machine, and saving the tokenizer would publish it with the model.
+
+    Raises:
+        Refused: it names one.
+    """
+    path = model.find_file("tokenizer_config.json")
     if path is None:
         return
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
-        return  # its reader will say so
+        return  # transformers reports a damaged file
     for setting, value in settings.items() if isinstance(settings, dict) else ():
-        # One is remembered by old checkpoints, and never opened.
+        # Old checkpoints keep the path of special_tokens_map_file; transformers does not open it.
         if setting.endswith("_file") and setting != "special_tokens_map_file" and isinstance(value, str):
             if os.path.exists(value) and Path(value).resolve().parent != path.parent.resolve():
-                raise Refused(
-                    f"model.name = {config.name!r}: tokenizer_config.json names {value!r}, which lies outside its "
-                    f"folder; remove {setting} from it"
+                raise model.refusal(
+                    f"tokenizer_config.json names {value!r}, which lies outside its folder; remove {setting} from it"
                 )
 
 
-def find_weights(config: ModelConfig) -> Path:
-    """The folder that holds the weights, downloaded first where they are the Hub's.
+def find_weights(model: PretrainedModel) -> Path:
+    """The folder that holds the weights, downloaded if the model is on the Hub.
 
-    transformers finds no safetensors in several files on the Hub, and would read all files before they are checked.
+    Left to transformers, safetensors in several files would not be found on the Hub, and files would be read before
+    they are checked.
 
     Raises:
-        Refused: there are none but a pickle, or they bring in files from elsewhere.
+        Refused: there are no weights or only a pickle, or they refer to files outside the folder.
     """
-    where = f"model.name = {config.name!r}"
-    found = next((path for name in _WEIGHT_FILES if (path := _find_file(config, name))), None)
+    found = next((path for name in _WEIGHT_FILES if (path := model.find_file(name))), None)
     if found is None:
-        pickled = (
-            f"; {_PICKLE} is a pickle, which is never loaded: have its owner save it as safetensors"
-            if _has_pickle(config)
-            else ""
-        )
-        raise Refused(
-            f"{where}: holds no weights (model.safetensors or tf_model.h5){pickled}; "
-            "add them, or set model.from_config = true for random weights"
-        )
+        problem, solution = "has no weights (model.safetensors or tf_model.h5)", "add them"
+        if model.has_pickle():
+            problem += f"; {_PICKLE} is a pickle, which is never loaded"
+            solution = "save them as safetensors"
+        raise model.refusal_without_weights(problem, solution)
     if found.name.endswith(".index.json"):
-        for name in _names_in_index(where, found):
-            _find_file(config, name)
-    _check_stays_inside(where, found.parent)
+        for name in _files_in_index(model, found):
+            model.find_file(name)
+    for path in found.parent.glob("*.h5"):
+        _check_hdf5(model, path)
     return found.parent
 
 
-def _find_file(config: ModelConfig, name: str) -> Path | None:
-    """The file `name` of a model, downloaded first where it is the Hub's; None where the model has no such file."""
-    if hub.is_local(config.name):
-        path = Path(config.name).expanduser() / name
-        return path if path.is_file() else None
-    try:
-        return Path(huggingface_hub.hf_hub_download(config.name, name, revision=config.revision or None))
-    except Exception as error:  # as in `_from_pretrained`
-        is_there = isinstance(error, LocalEntryNotFoundError) and not hub.is_offline()  # for all that is known
-        if isinstance(error, EntryNotFoundError) and not is_there:
-            return None
-        raise hub.refusal("model.name", config.name, error) from None
-
-
-def _has_pickle(config: ModelConfig) -> bool:
-    """Raises HubOutOfReach where that cannot be known."""
-    if hub.is_local(config.name):
-        return _find_file(config, _PICKLE) is not None
-    try:
-        return huggingface_hub.file_exists(config.name, _PICKLE, revision=config.revision or None)
-    except Exception as error:
-        raise hub.refusal("model.name", config.name, error) from None
-
-
-def _names_in_index(where: str, path: Path) -> list[str]:
-    """The files that an index of weights names; it could name any file of this machine."""
+def _files_in_index(model: PretrainedModel, path: Path) -> list[str]:
+    """The files that an index of weights names, which must lie beside it."""
     try:
         names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-        outside = next((name for name in names if Path(name).name != name), None)
+        outside = next((name for name in names if Path(name).name != name or name == ".."), None)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise Refused(f"{where}: {path.name} is damaged: {type(error).__name__}; make it again") from None
+        raise model.refusal(f"{path.name} is damaged ({type(error).__name__}); write it again") from None
     if outside is not None:
-        raise Refused(f"{where}: {path.name} names {outside!r}, which must be a file of the folder itself")
+        raise model.refusal(f"{path.name} names {outside!r}, which lies outside the folder; save the model again")
     return names
 
 
-def _check_stays_inside(where: str, folder: Path) -> None:
-    """HDF5 can, by its links and its storage, bring in any file of this machine."""
-    for path in folder.glob("*.h5"):
-        try:
-            with h5py.File(path) as file:
-                outside = _outside(file)
-        except OSError:
-            continue  # it cannot be read, and its reader will say so
-        except RecursionError:  # links in a circle
-            outside = "/"
-        if outside:
-            raise Refused(f"{where}: {path.name}: {outside!r} lies in another file; only weights of its own are read")
+def _check_hdf5(model: PretrainedModel, path: Path) -> None:
+    """Refuse an HDF5 file that includes another file: its links and external storage can name any file."""
+    try:
+        with h5py.File(path) as file:
+            outside = next(_entries_outside(file), None)
+    except OSError:
+        return  # transformers reports a damaged file
+    except RecursionError:  # circular links
+        outside = "/"
+    if outside:
+        raise model.refusal(f"{path.name}: {outside!r} lies in another file; save the weights in one file")
 
 
-def _outside(group: h5py.Group) -> str:
-    """The name of the first entry of an h5 file that lies in another one, or ""."""
+def _entries_outside(group: h5py.Group) -> Iterator[str]:
+    """The names of the entries that lie in another file."""
     for name in group:
         link = group.get(name, getlink=True)
         path = f"{group.name}/{name}".lstrip("/")
         if isinstance(link, h5py.ExternalLink):
-            return path
+            yield path
         if isinstance(link, h5py.HardLink):
             entry = group[name]
             if isinstance(entry, h5py.Dataset) and (entry.external or entry.is_virtual):
-                return path
-            if isinstance(entry, h5py.Group) and (found := _outside(entry)):
-                return found
-    return ""
+                yield path
+            if isinstance(entry, h5py.Group):
+                yield from _entries_outside(entry)

@@ -8,7 +8,7 @@ from typing import Any
 import tf_keras as keras
 
 from tf_mlm.errors import Interrupted, NonFiniteLoss
-from tf_mlm.model.metrics import metric_values
+from tf_mlm.model.metrics import metric_results, metric_values
 from tf_mlm.run.checkpoint import Progress
 from tf_mlm.run.tensorboard import TensorBoardFiles
 from tf_mlm.training.callbacks.best_model import BestModel
@@ -96,7 +96,7 @@ class FitSession:
         is_epoch_end = step % job.length.steps_per_epoch == 0 or step == job.length.num_train_steps
         if not step or not is_epoch_end or (epochs and epochs[-1].step >= step):
             return
-        logs = metric_values({metric.name: metric.result() for metric in job.model.metrics})
+        logs = metric_values(metric_results(job.model))
         every = keras.callbacks.CallbackList(self.callbacks, model=job.model)
         every.on_epoch_begin(len(epochs))
         results = job.model.evaluate(job.validation_dataset, verbose=0, return_dict=True, callbacks=every)

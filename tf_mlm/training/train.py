@@ -10,8 +10,9 @@ from tf_mlm.data.corpus import load_corpus
 from tf_mlm.data.masking import num_slots
 from tf_mlm.data.prepared import prepare_data
 from tf_mlm.errors import NonFiniteLoss
-from tf_mlm.model.loading import load_model, load_model_config, load_tokenizer
+from tf_mlm.model.loading import load_model, load_model_config
 from tf_mlm.model.optimizer import build_optimizer
+from tf_mlm.model.tokenizer import load_tokenizer
 from tf_mlm.run.directory import RunDirectory
 from tf_mlm.training.beginning import begin
 from tf_mlm.training.ending import export

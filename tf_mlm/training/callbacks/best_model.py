@@ -9,7 +9,7 @@ import tf_keras as keras
 
 from tf_mlm.atomic_files import atomic_directory
 from tf_mlm.errors import as_os_error
-from tf_mlm.model.loading import save_model
+from tf_mlm.model.saving import save_model
 
 
 class BestModel(keras.callbacks.Callback):
