@@ -55,7 +55,7 @@ def test_a_run_is_resumed_from_another_directory_and_its_file_may_be_named_absol
     elsewhere.mkdir()
     (elsewhere / "reviews.txt").write_text("Another file of the same name.\nIt must not be read.\n")
     with inside(elsewhere), pytest.MonkeyPatch.context() as patch:
-        send_signal(patch, "on_train_batch_end", at_step=4)
+        send_signal(patch, "on_train_batch_end", at_step=5)
         assert train_main(["--resume", "../RUN"]) == 143
     with inside(elsewhere):
         assert train_main(["--resume", "../RUN", "--dataset", "reviews.txt", "--epochs", "3"]) == 0  # as it was typed
