@@ -2,13 +2,24 @@ import math
 import struct
 import xml.etree.ElementTree as ElementTree
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from tf_mlm.run import plotting
-from tf_mlm.run.plotting import best_epoch, loss_limits, perplexity_ticks, plot_loss
+from tf_mlm.run.events import Events
+from tf_mlm.run.plotting import loss_limits, perplexity_ticks
+
+
+def plot_loss(events: list[dict[str, Any]], title: str) -> dict[str, bytes]:
+    return plotting.plot_loss(Events.from_dicts(events), title)
+
+
+def limits(*events: dict[str, Any]) -> tuple[float, float]:
+    return loss_limits(Events.from_dicts(list(events)))
+
 
 START = {
     "event": "start", "epoch": 0, "step": 0, "val_loss": 10.92, "val_perplexity": 55270.8, "val_masked_accuracy": 0.0,
@@ -16,17 +27,17 @@ START = {
 }  # fmt: skip
 
 
-def _epoch(number: int, loss: float | None, val_loss: float | None) -> dict:
+def _epoch(number: int, loss: float | None, val_loss: float | None) -> dict[str, Any]:
     return {"event": "epoch", "epoch": number, "step": 94 * number, "loss": loss, "val_loss": val_loss,
             "learning_rate": 5e-4 / number, "tokens_per_second": 1500.0, "seconds": 80.0}  # fmt: skip
 
 
-def _step(number: int, loss: float | None) -> dict:
+def _step(number: int, loss: float | None) -> dict[str, Any]:
     return {"event": "step", "step": number, "epoch": 1 + number // 94, "loss": loss, "learning_rate": 1e-4}
 
 
 THREE = [_epoch(1, 5.1, 4.76), _epoch(2, 4.5, 4.36), _epoch(3, 4.3, 4.40)]
-CASES = {
+CASES: dict[str, list[dict[str, Any]]] = {
     "nothing": [],
     "start alone": [START],
     "no start": THREE,
@@ -44,70 +55,121 @@ CASES = {
 
 
 @pytest.mark.parametrize("events", CASES.values(), ids=CASES)
-def test_any_part_of_a_run_is_drawn_at_the_promised_size(events):
+def test_any_part_of_a_run_is_drawn_at_the_promised_size(events: list[dict[str, Any]]) -> None:
     files = plot_loss(events, "a run")
     assert files["png"][:8] == b"\x89PNG\r\n\x1a\n"
     assert struct.unpack(">II", files["png"][16:24]) == (1600, 1040)
     assert ElementTree.fromstring(files["svg"]).tag == "{http://www.w3.org/2000/svg}svg"
 
 
-def test_the_same_events_give_the_same_bytes_and_others_do_not():
+def test_the_same_events_give_the_same_bytes_and_others_do_not() -> None:
     assert plot_loss(CASES["three epochs"], "a run") == plot_loss(CASES["three epochs"], "a run")
     assert plot_loss(CASES["three epochs"], "a run") != plot_loss(CASES["one epoch"], "a run")
 
 
 @pytest.mark.parametrize("title", ["costs $5 and $6", "$\\frac{", "two\nlines", "x" * 500, ""])
-def test_a_title_is_text_and_no_markup(title):
+def test_a_title_is_text_and_not_markup(title: str) -> None:
     assert plot_loss(CASES["one epoch"], title)["png"]
 
 
-def test_best_is_the_lowest_finite_validation_loss_and_the_first_of_equals():
-    assert best_epoch([START, *THREE])["epoch"] == 2
-    assert best_epoch([START, *THREE, _epoch(4, 4.1, 4.36)])["epoch"] == 2
-    assert best_epoch([START, _epoch(1, 5.0, math.nan), _epoch(2, 5.0, None), _epoch(3, 5.0, 4.9)])["epoch"] == 3
-    assert best_epoch([START, _epoch(1, 5.0, -math.inf)]) is None
-    assert best_epoch([START | {"val_loss": 0.1}]) is None
+def draw(monkeypatch: pytest.MonkeyPatch, events: list[dict[str, Any]]) -> Figure:
+    """The figure that `plot_loss` saves."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(plotting, "Figure", lambda **settings: figures.append(Figure(**settings)) or figures[-1])
+    plot_loss(events, "a run")
+    return figures[-1]
 
 
-def test_what_is_written_in_the_figure(monkeypatch):
-    def texts(events: list[dict]) -> set[str]:
-        figures = []
-        monkeypatch.setattr(plotting, "Figure", lambda **settings: figures.append(Figure(**settings)) or figures[0])
-        plot_loss(events, "a run")
-        return {text.get_text() for text in figures[0].findobj(Text)}
+def texts(monkeypatch: pytest.MonkeyPatch, *events: dict[str, Any]) -> set[str]:
+    return {text.get_text() for text in draw(monkeypatch, list(events)).findobj(Text)}
 
-    shown = texts([START, *THREE])
+
+def test_the_figure_names_the_best_epoch_and_the_values_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = texts(monkeypatch, START, *THREE)
     assert {"a run", "best 4.36, epoch 2", "↑ before training 10.92\n↑ unigram entropy of the corpus 6.93"} <= shown
     assert "loss not finite" not in shown
-    assert "loss not finite" in texts(CASES["null in the middle"])
-    assert {"before training 10.92", "unigram entropy of the corpus 6.93"} <= texts([START])
-    assert not any(text.startswith("best") for text in texts(CASES["nothing finite"]))
+    assert "loss not finite" in texts(monkeypatch, *CASES["null in the middle"])
+    assert {"before training 10.92", "unigram entropy of the corpus 6.93"} <= texts(monkeypatch, START)
+    assert not any(text.startswith("best") for text in texts(monkeypatch, *CASES["nothing finite"]))
 
 
-def test_the_best_is_marked_at_its_epoch_and_value():
+def test_a_loss_that_rises_out_of_the_figure_is_named_at_its_edge(monkeypatch: pytest.MonkeyPatch) -> None:
+    events = [START | {"val_loss": 5.0, "unigram_entropy": None}, *THREE, _step(290, 11.6), _epoch(4, 9.0, 8.5)]
+    shown = texts(monkeypatch, *events)
+    assert "↑ training up to 11.60\n↑ validation up to 8.50" in shown
+
+
+def test_a_run_whose_every_epoch_is_worse_than_the_start_shows_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    events = [START | {"val_loss": 2.9, "unigram_entropy": 3.0}, *(_epoch(n, 100.0 + n, 200.0 + n) for n in (1, 2, 3))]
+    assert limits(*events)[1] == 203.0
+    assert "best 2.90, before training" in texts(monkeypatch, *events)
+
+
+def test_the_legend_has_the_share_of_masked_tokens_where_it_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    ratios = {"mlm_probability": 0.25, "validation_mlm_probability": 0.15}
+    shown = texts(monkeypatch, START | ratios, *THREE)
+    assert {"training, epochs (25% masked)", "validation (15% masked)"} <= shown
+    assert "validation" in texts(monkeypatch, START | ratios | {"mlm_probability": 0.15}, *THREE)
+
+
+def test_the_best_is_marked_at_its_epoch_and_value() -> None:
     axes = Figure().subplots()
-    plotting._draw_losses(axes, [START, *THREE])
+    plotting._draw_losses(axes, Events.from_dicts([START, *THREE]))
     (marker,) = [line for line in axes.lines if line.get_markersize() == 9]
     assert (marker.get_xdata().item(), marker.get_ydata().item()) == (2.0, 4.36)
 
 
-def test_a_far_start_does_not_squeeze_the_losses_of_the_epochs():
+def test_a_mean_is_drawn_at_the_middle_of_its_interval() -> None:
+    axes = Figure().subplots()
+    plotting._draw_losses(axes, Events.from_dicts([START, _step(47, 9.0), _step(94, 8.0), _epoch(1, 8.5, 7.0)]))
+    steps, epochs, validation, *_ = axes.lines
+    assert steps.get_xdata().tolist() == [0.25, 0.75]
+    assert epochs.get_xdata().tolist() == [0.5]
+    assert validation.get_xdata().tolist() == [0.0, 1.0]
+
+
+def test_the_rate_panel_shows_the_peak_that_no_logged_step_has() -> None:
+    """Logged every 94 steps; the warmup ends at step 10."""
+    schedule = [[step, 5e-4 * min(step / 10, (1880 - step) / 1870)] for step in range(1, 1881)]
+    axes = Figure().subplots()
+    plotting._draw_rate(axes, Events.from_dicts([START | {"schedule": schedule}, *THREE]))
+    (line,) = axes.lines
+    assert line.get_ydata().max() == pytest.approx(5e-4) and line.get_xdata().max() == 3.0
+    assert axes.get_yticklabels()[-1].get_text() == "0.0005"
+
+
+@pytest.mark.parametrize("entropy", [2.6, 2.72, 2.75, 2.78, 2.8, 2.85, 6.9])
+@pytest.mark.parametrize("before", [2.5, 2.81, 2.86, 2.9, 10.9])
+def test_labels_never_overlap(monkeypatch: pytest.MonkeyPatch, entropy: float, before: float) -> None:
+    start = START | {"val_loss": before, "unigram_entropy": entropy}
+    for num_epochs in (1, 3, 9):
+        epochs = [_epoch(n, 3.0 - 0.03 * n, 2.87 - 0.01 * n if n < 8 else 2.9) for n in range(1, num_epochs + 1)]
+        figure = draw(monkeypatch, [start, *epochs])
+        figure.draw_without_rendering()
+        labels = [text for text in figure.axes[0].texts if text.get_text()]
+        boxes = [text.get_window_extent() for text in labels]
+        for index, box in enumerate(boxes):
+            assert not any(box.overlaps(other) for other in boxes[index + 1 :]), [text.get_text() for text in labels]
+            assert figure.axes[0].bbox.padded(1).containsx(box.x0) and figure.axes[0].bbox.padded(1).containsx(box.x1)
+
+
+def test_a_far_start_does_not_squeeze_the_losses_of_the_epochs() -> None:
     events = [START | {"unigram_entropy": 5.5}, _step(10, 9.1), *THREE]
-    assert loss_limits(events) == (4.3, 5.5)  # 0.8 nats of epochs: 5.5 leaves them two thirds, 10.92 an eighth
+    assert limits(*events) == (4.3, 5.5)  # 0.8 nats of epochs: 5.5 leaves them two thirds, 10.92 an eighth
 
 
-def test_references_that_fit_are_inside():
-    assert loss_limits([START | {"val_loss": 5.4}, *THREE]) == (4.3, 5.4)
-    assert loss_limits([START | {"val_loss": 4.0, "unigram_entropy": 5.2}, *THREE]) == (4.0, 5.2)
+def test_references_that_fit_are_inside() -> None:
+    assert limits(START | {"val_loss": 5.4}, *THREE) == (4.3, 5.4)
+    assert limits(START | {"val_loss": 4.0, "unigram_entropy": 5.2}, *THREE) == (4.0, 5.2)
 
 
-def test_with_fewer_than_three_epochs_everything_is_inside():
-    assert loss_limits([START, _step(10, 9.1), *THREE[:2]]) == (4.36, 10.92)
-    assert loss_limits([START]) == (6.93, 10.92)
+def test_with_fewer_than_three_epochs_everything_is_inside() -> None:
+    assert limits(START, _step(10, 9.1), *THREE[:2]) == (4.36, 10.92)
+    assert limits(START) == (6.93, 10.92)
 
 
-def test_a_diverged_loss_is_outside():
-    assert loss_limits([START | {"val_loss": 5.4}, *THREE, _epoch(4, 1e30, 300.0)]) == (4.3, 5.4)
+def test_a_diverged_loss_is_outside() -> None:
+    assert limits(START | {"val_loss": 5.4}, *THREE, _epoch(4, 1e30, 300.0)) == (4.3, 5.4)
 
 
 @pytest.mark.parametrize(
@@ -121,14 +183,14 @@ def test_a_diverged_loss_is_outside():
         (-0.1, 30.0, ["1", "100", "10,000", "1e+06", "1e+08", "1e+10", "1e+12"]),
     ],
 )
-def test_perplexity_ticks_are_round(low, high, labels):
+def test_perplexity_ticks_are_round(low: float, high: float, labels: list[str]) -> None:
     ticks = [label for _, label in perplexity_ticks(low, high)]
     assert ticks == labels
 
 
 @pytest.mark.parametrize("low", [0.0, 0.7, 3.33, 6.9])
 @pytest.mark.parametrize("span", [0.06, 0.4, 0.99, 1.0, 1.7, 2.5, 4.0, 8.0, 30.0, 300.0])
-def test_perplexity_ticks_keep_apart_and_stand_at_the_log_of_their_label(low, span):
+def test_perplexity_ticks_keep_apart_at_the_log_of_their_label(low: float, span: float) -> None:
     ticks = perplexity_ticks(low, low + span)
     assert len(ticks) >= 2
     for loss, label in ticks:

@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+from tf_mlm.run.events import Events
+
 START = {
     "event": "start", "epoch": 0, "step": 0, "val_loss": 10.5, "val_perplexity": 36315.5, "val_masked_accuracy": 0.0,
     "unigram_entropy": 6.9, "steps_per_epoch": 94, "fills": [[["a", 0.5]]],
@@ -24,8 +26,8 @@ def write(tensorflow, tmp_path):
     from tf_mlm.run.tensorboard import TensorBoardFiles
 
     def write(first, then):
-        with TensorBoardFiles(tmp_path / "tensorboard", first) as board:
-            for event in then:
+        with TensorBoardFiles(tmp_path / "tensorboard", Events.from_dicts(first)) as board:
+            for event in Events.from_dicts(then):
                 board.write(event)
         return scalars(tmp_path / "tensorboard")
 
@@ -79,5 +81,12 @@ def test_a_resumed_run_writes_its_events_anew_and_none_twice(write):
 def test_after_an_epoch_everything_is_on_disk(tensorflow, tmp_path):
     from tf_mlm.run.tensorboard import TensorBoardFiles
 
-    with TensorBoardFiles(tmp_path / "tensorboard", [START, *STEPS, EPOCH]):
+    with TensorBoardFiles(tmp_path / "tensorboard", Events.from_dicts([START, *STEPS, EPOCH])):
         assert scalars(tmp_path / "tensorboard") == EXPECTED
+
+
+def test_a_perplexity_beyond_float32_is_left_out(write):
+    huge = EPOCH | {"val_loss": 95.0, "val_perplexity": 1.8e41}
+    found = write([], [START, huge, EPOCH | {"epoch": 2, "step": 40, "val_perplexity": None}])["validation"]
+    assert found["loss"] == [(0, 10.5), (20, 95.0), (40, 7.5)]
+    assert found["perplexity"] == [(0, 36315.5)]

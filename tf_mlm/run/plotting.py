@@ -1,11 +1,12 @@
 """The loss curve of a run, drawn from the events of metrics.jsonl.
 
-matplotlib's object interface alone: no pyplot, so no window, no global figure, and any thread may draw.
+Only matplotlib's object interface is used: without pyplot there is no global figure, and any thread may draw.
 """
 
 import io
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -14,37 +15,40 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Annotation
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox
 
-from tf_mlm.run.events import Event, Events
+from tf_mlm.run.events import EpochEvent, Event, Events, StartEvent
 
-# Okabe and Ito's colours, told apart by colour-blind readers and in grey.
+# Okabe and Ito's colors, which color-blind readers can tell apart, also in gray.
 _TRAINING, _VALIDATION, _RATE, _REFERENCE = "#0072B2", "#D55E00", "#009E73", "#444444"
-_HALO = [withStroke(linewidth=3, foreground="white")]  # text stays legible where it meets a curve
+_HALO = [withStroke(linewidth=3, foreground="white")]  # keeps text readable on a curve
+_LABEL_MARGIN = 5  # pixels around a label
 _LOG_10 = math.log(10)
 _DIGITS = ([1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8], [1, 1.5, 2, 3, 5, 7], [1, 2, 5], [1, 3], [1])
 
-# Else the ids inside an svg are random, and the same events would not give the same bytes.
+# Otherwise the ids inside an svg are random, and the same events give other bytes.
 matplotlib.rcParams["svg.hashsalt"] = "tf_mlm"
 
 
 def plot_loss(events: Events, title: str) -> dict[str, bytes]:
-    """The curve as `png` (1600 × 1040 pixels, made to be shown 800 wide) and `svg`.
+    """The curve as `png` (1600 x 1040 pixels, made to be shown 800 wide) and `svg`.
 
-    Each training loss is a mean: that of an epoch is drawn at the middle of the epoch, the validation loss at its end.
-    The losses of the epochs set the height; what would squeeze them is named at the upper edge instead.
-    Losses may be None or not finite: the curves are interrupted there and a cross marks the place.
+    A training loss is a mean: it is drawn at the middle of its interval, the validation loss at the end of the epoch.
+    The losses of the epochs set the height; values outside are named at the upper edge.
+    A curve is interrupted at a loss that is None or not finite, and a cross marks the place.
 
     Args:
-        events: the objects of metrics.jsonl in order; any part of a run, even none.
-        title: one line; it is cut where it is longer than the figure is wide.
+        events: any part of a run, even none.
+        title: one line; shortened where it is longer than the figure is wide.
     """
     figure = Figure(figsize=(8, 5.2), dpi=200, layout="constrained", facecolor="white")
     loss_axes, rate_axes = figure.subplots(2, 1, sharex=True, height_ratios=(5, 1))
     title = " ".join(title.split())
     title = title if len(title) <= 72 else f"{title[:71]}…"
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", parse_math=False)
-    _draw_losses(loss_axes, events)
+    labels = _draw_losses(loss_axes, events)
     _draw_rate(rate_axes, events)
     for axes in (loss_axes, rate_axes):
         axes.spines[["top", "right"]].set_visible(False)
@@ -55,6 +59,7 @@ def plot_loss(events: Events, title: str) -> dict[str, bytes]:
     rate_axes.xaxis.set_major_locator(MaxNLocator(nbins=11, integer=last >= 2))
     rate_axes.set_xlabel("epoch", fontsize=10)
     figure.align_ylabels()
+    place_labels(figure, labels)
 
     files = {}
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
@@ -64,12 +69,57 @@ def plot_loss(events: Events, title: str) -> dict[str, bytes]:
     return files
 
 
+@dataclass(frozen=True)
+class Label:
+    """A text in the figure, and the places where it may stand, best first.
+
+    Attributes:
+        places: (x offset in points, y offset in points, horizontal alignment, vertical alignment).
+    """
+
+    text: Annotation
+    places: tuple[tuple[float, float, str, str], ...]
+
+
+def place_labels(figure: Figure, labels: list[Label]) -> None:
+    """Move each label to the first of its places where it covers no other label and stays inside the axes."""
+    figure.draw_without_rendering()
+    placed: list[Bbox] = []
+    for label in labels:
+        frame = label.text.axes.bbox if label.text.axes else figure.bbox
+        boxes = []
+        for x, y, ha, va in label.places:
+            label.text.set_position((x, y))
+            label.text.set_ha(ha)
+            label.text.set_va(va)
+            box = label.text.get_window_extent().padded(_LABEL_MARGIN)
+            boxes.append((_covered(box, placed) + _outside(box, frame), box, (x, y, ha, va)))
+            if boxes[-1][0] == 0:
+                break
+        _, box, (x, y, ha, va) = min(boxes, key=lambda each: each[0])
+        label.text.set_position((x, y))
+        label.text.set_ha(ha)
+        label.text.set_va(va)
+        placed.append(box)
+
+
+def _covered(box: Bbox, others: list[Bbox]) -> float:
+    """Area of `box` that others cover, in square pixels."""
+    found = [Bbox.intersection(box, other) for other in others]
+    return float(sum(each.width * each.height for each in found if each is not None))
+
+
+def _outside(box: Bbox, frame: Bbox) -> float:
+    inside = Bbox.intersection(box, frame)
+    return float(box.width * box.height - (inside.width * inside.height if inside is not None else 0.0))
+
+
 def loss_limits(events: Events) -> tuple[float, float]:
     """The lowest and the highest loss to show.
 
-    From the third epoch on these are the losses of the epochs, and of the references and lower steps, from the nearest
-    on, those that leave them 45 % of the height. Before, everything is shown: there is no other shape to read.
-    A loss half as high again as the references has diverged: its curve leaves the figure, and the rest can be read.
+    From the third epoch on, the losses of the epochs, and those references and lower steps that leave the epochs 45 %
+    of the height. Before the third epoch, everything. A loss above 1.5 times the references is left out as diverged,
+    unless all of them are: its curve leaves the figure.
     """
     start, epochs = [events.start] if events.start else [], events.epochs
     steps = _finite(_numbers(events.steps, "loss"))
@@ -77,7 +127,7 @@ def loss_limits(events: Events) -> tuple[float, float]:
     references = _finite(_numbers(start, "val_loss"), _numbers(start, "unigram_entropy"))
     if len(epochs) < 3 or not len(losses):
         losses = _finite(losses, references, steps)
-    if len(references):
+    if len(references) and (losses <= 1.5 * references.max()).any():
         losses = losses[losses <= 1.5 * references.max()]
     if not len(losses):
         losses = references if len(references) else np.array([0.0, 1.0])
@@ -108,45 +158,40 @@ def perplexity_ticks(low: float, high: float) -> list[tuple[float, str]]:
     ]
 
 
-def _draw_losses(axes: Axes, events: Events) -> None:
+def _draw_losses(axes: Axes, events: Events) -> list[Label]:
+    """Draw the loss panel; returns the labels that are still to be placed."""
     start, steps, epochs = [events.start] if events.start else [], events.steps, events.epochs
-    ends = _epochs_done(epochs, events)
-    middles = (ends + np.concatenate([[0.0], ends])[:-1]) / 2
     marker = "o" if len(epochs) <= 40 else ""
+    training_ratio, validation_ratio = _mask_ratios(events)
     _draw_curve(
         axes,
-        _epochs_done(steps, events),
+        _middles(_epochs_done(steps, events)),
         _numbers(steps, "loss"),
-        "training, each logged step",
+        f"training, steps{training_ratio}",
         color=_TRAINING,
         alpha=0.35,
         linewidth=1,
     )
     _draw_curve(
         axes,
-        middles,
+        _middles(_epochs_done(epochs, events)),
         _numbers(epochs, "loss"),
-        "training, mean of each epoch",
+        f"training, epochs{training_ratio}",
         color=_TRAINING,
         marker=marker,
         linewidth=2,
     )
     _draw_curve(
         axes,
-        _epochs_done(start + epochs, events),
-        _numbers(start + epochs, "val_loss"),
-        "validation",
+        _epochs_done([*start, *epochs], events),
+        _numbers([*start, *epochs], "val_loss"),
+        f"validation{validation_ratio}",
         color=_VALIDATION,
         marker=marker,
         linewidth=2,
     )
-
-    lost = [
-        event
-        for name in ("loss", "val_loss")
-        for event in steps + epochs
-        if np.isnan(_numbers([event], name)[0]) and not (name == "val_loss" and event in steps)
-    ]
+    lost = [event for event in [*steps, *epochs] if np.isnan(_numbers([event], "loss")[0])]
+    lost += [event for event in epochs if event.val_loss is None]
     axes.plot(
         _epochs_done(lost, events),
         np.full(len(lost), 0.03),
@@ -162,26 +207,35 @@ def _draw_losses(axes: Axes, events: Events) -> None:
         for key, name in (("val_loss", "before training"), ("unigram_entropy", "unigram entropy of the corpus"))
         for loss in _finite(_numbers(start, key))
     ]
-    above = sorted((reference for reference in references if reference[0] > high), reverse=True)
+    above = [(loss, f"{name} {loss:.2f}") for loss, name in references if loss > high]
+    for values, name in (
+        (_numbers([*steps, *epochs], "loss"), "training"),
+        (_numbers(epochs, "val_loss"), "validation"),
+    ):
+        highest = max(_finite(values), default=high)
+        if highest > high * 1.0001:
+            above.append((highest, f"{name} up to {_short(highest)}"))
     span = max(high - low, 0.05)
-    # Room below for the label of the best epoch, above for the names of what lies beyond.
+    # Room below for the label of the best epoch, above for the names of values outside.
     best = events.best if events.epochs else None
-    bottom = min(low - 0.04 * span, best.val_loss - 0.14 * span if best else low)
+    bottom = min(low - 0.04 * span, (best.val_loss or 0.0) - 0.14 * span if best and best.epoch else low)
     axes.set_ylim(bottom, high + (0.08 + 0.065 * len(above)) * span)
-    _draw_references(axes, sorted(reference for reference in references if reference[0] <= high), span)
-    axes.text(
-        0.995,
-        0.985,
-        "\n".join(f"↑ {name} {loss:.2f}" for loss, name in above),
-        transform=axes.transAxes,
-        ha="right",
-        va="top",
-        fontsize=9,
-        color=_REFERENCE,
-        path_effects=_HALO,
-    )
+    labels = []
+    if above:
+        text = axes.annotate(
+            "\n".join(f"↑ {name}" for _, name in sorted(above, reverse=True)),
+            (1, 1),
+            (-3, -3),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            fontsize=9,
+            color=_REFERENCE,
+            path_effects=_HALO,
+        )
+        labels.append(Label(text, ((-3, -3, "right", "top"),)))
     if best:
-        _draw_best(axes, best, events)
+        labels.append(_draw_best(axes, best, events))
+    labels += _draw_references(axes, sorted(reference for reference in references if reference[0] <= high))
 
     axes.set_ylabel("loss (nats per masked token)", fontsize=10)
     perplexity = axes.secondary_yaxis("right")
@@ -190,7 +244,7 @@ def _draw_losses(axes: Axes, events: Events) -> None:
     perplexity.tick_params(labelsize=9)
     perplexity.set_ylabel("perplexity", fontsize=10)
     perplexity.spines["right"].set_visible(False)
-    # Above the axes, where it covers nothing; the handles are named since none of them is a warning otherwise.
+    # Above the axes, where it covers nothing. Without any handle, matplotlib would warn unless they are passed.
     axes.legend(
         handles=axes.get_legend_handles_labels()[0],
         loc="lower left",
@@ -202,6 +256,26 @@ def _draw_losses(axes: Axes, events: Events) -> None:
         columnspacing=1.4,
         handlelength=1.6,
     )
+    return labels
+
+
+def _mask_ratios(events: Events) -> tuple[str, str]:
+    """Suffixes of the labels of training and validation: the shares of masked tokens where they differ."""
+    start = events.start
+    training = start.mlm_probability if start else None
+    validation = start.validation_mlm_probability if start else None
+    if training is None or validation is None or training == validation:
+        return "", ""
+    return f" ({training:.0%} masked)", f" ({validation:.0%} masked)"
+
+
+def _middles(ends: np.ndarray) -> np.ndarray:
+    """The middle of each interval; the first one begins at 0."""
+    return (ends + np.concatenate([[0.0], ends])[:-1]) / 2
+
+
+def _short(loss: float) -> str:
+    return f"{loss:.2f}" if loss < 1e5 else f"{loss:.1e}"
 
 
 def _draw_curve(axes: Axes, x: np.ndarray, loss: np.ndarray, label: str, marker: str = "", **style: Any) -> None:
@@ -210,54 +284,67 @@ def _draw_curve(axes: Axes, x: np.ndarray, loss: np.ndarray, label: str, marker:
     axes.plot(x, loss, label=label if len(x) else None, marker=marker, markersize=4.5, **style)
 
 
-def _draw_references(axes: Axes, references: list[tuple[float, str]], span: float) -> None:
-    """Dashed lines, named at their right end, where the curves have come down from them."""
-    for index, (loss, name) in enumerate(references):
+def _draw_references(axes: Axes, references: list[tuple[float, str]]) -> list[Label]:
+    """Dashed lines with their names."""
+    labels = []
+    for loss, name in references:
         axes.axhline(loss, color=_REFERENCE, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-        crowded = any(higher - loss < 0.08 * span for higher, _ in references[index + 1 :])
-        axes.annotate(
+        text = axes.annotate(
             f"{name} {loss:.2f}",
-            (0.995, loss),
-            (0, -3 if crowded else 3),
+            (1, loss),
+            (-3, 3),
             fontsize=9,
             color=_REFERENCE,
             xycoords=("axes fraction", "data"),
             textcoords="offset points",
-            ha="right",
-            va="top" if crowded else "bottom",
             path_effects=_HALO,
         )
+        # Right end first, where the curves are far below; then to the left, in steps of an eighth of the width.
+        places = [(-3 - shift, y, "right", va) for shift in range(0, 400, 50) for y, va in ((3, "bottom"), (-3, "top"))]
+        labels.append(Label(text, tuple(places)))
+    return labels
 
 
-def _draw_best(axes: Axes, best: Any, events: Events) -> None:
-    x, loss = float(_epochs_done([best], events)[0]), best.val_loss
-    share = x / float(_epochs_done(events, events).max())
-    # Nothing of the validation lies below its best; where the training does, the label goes above.
-    below = not _numbers([best], "loss")[0] < loss
+def _draw_best(axes: Axes, best: StartEvent | EpochEvent, events: Events) -> Label:
+    loss = best.val_loss or 0.0
+    x = float(_epochs_done([best], events)[0])
     axes.plot([x], [loss], "o", color="white", markeredgecolor=_VALIDATION, markeredgewidth=2, markersize=9, zorder=5)
-    axes.annotate(
-        f"best {loss:.2f}, epoch {best.epoch}",
+    text = axes.annotate(
+        f"best {loss:.2f}, " + (f"epoch {best.epoch}" if best.epoch else "before training"),
         (x, loss),
-        (0, -9 if below else 9),
+        (0, -9),
         fontsize=10,
         textcoords="offset points",
-        ha="left" if share < 0.15 else "right" if share > 0.85 else "center",
-        va="top" if below else "bottom",
         color=_VALIDATION,
         fontweight="bold",
         path_effects=_HALO,
         zorder=6,
     )
+    # The validation curve is never below its best; the training curve may be.
+    is_free_below = not _numbers([best], "loss")[0] < loss
+    sides = ("center", "right", "left")
+    below = [(0 if ha == "center" else 9 * (1 if ha == "left" else -1), -9, ha, "top") for ha in sides]
+    above = [(x, -y, ha, "bottom") for x, y, ha, _ in below]
+    near = [*below, *above] if is_free_below else [*above, *below]
+    far = [(x, 2.2 * y, ha, va) for x, y, ha, va in near]
+    return Label(text, (*near, *far))
 
 
 def _draw_rate(axes: Axes, events: Events) -> None:
+    """The schedule up to the last step; the rates of the logged steps in a run that has not recorded its schedule."""
     rated = sorted([*events.steps, *events.epochs], key=lambda event: event.step)
-    rate = _numbers(rated, "learning_rate")
-    x = _epochs_done(rated, events)
-    axes.fill_between(x, rate, color=_RATE, alpha=0.15, linewidth=0)
-    axes.plot(x, rate, color=_RATE, linewidth=1.5, marker="o" if len(x) == 1 else "", markersize=4)
+    steps, rates = np.array([event.step for event in rated], float), _numbers(rated, "learning_rate")
+    if events.start and events.start.schedule and rated:
+        schedule = np.array(events.start.schedule, float)
+        last = steps[-1]
+        within = schedule[schedule[:, 0] < last]
+        steps = np.append(within[:, 0], last)
+        rates = np.append(within[:, 1], np.interp(last, schedule[:, 0], schedule[:, 1]))
+    x = steps / (events.steps_per_epoch or 1)
+    axes.fill_between(x, rates, color=_RATE, alpha=0.15, linewidth=0)
+    axes.plot(x, rates, color=_RATE, linewidth=1.5, marker="o" if len(x) == 1 else "", markersize=4)
     axes.set_ylabel("learning\nrate", fontsize=9)
-    peak = max(_finite(rate), default=0.0)
+    peak = max(_finite(rates), default=0.0)
     axes.set_yticks(*zip(*{0.0: "0", peak: f"{peak:.2g}".replace("e-0", "e-")}.items(), strict=True))
     axes.set_ylim(0, 1.15 * peak or 1)
 
