@@ -1,5 +1,6 @@
 """The facts about the architectures, readable without TensorFlow, and the one place where one is added."""
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -15,12 +16,14 @@ from tests.model.conftest import (
     LENGTH,
     VOCAB_SIZE,
     assert_same_gradients,
+    build,
     build_pair,
     compile_model,
     gradients_of,
     make_batch,
     read_arrays,
     stock_loss_and_gradients,
+    tiny_config,
 )
 from tf_mlm.config import ModelConfig
 from tf_mlm.model import architectures
@@ -28,6 +31,7 @@ from tf_mlm.model.architectures import ARCHITECTURES, Roberta, architecture_of, 
 from tf_mlm.model.loading import load_model, load_trained
 from tf_mlm.model.masked_lm import MaskedPositionsHead, model_class
 from tf_mlm.model.matmul_peak import step_products
+from tf_mlm.model.protocol import MaskedLanguageModel
 from tf_mlm.model.saving import save_model
 from tf_mlm.model.tokenizer import load_tokenizer
 
@@ -57,6 +61,19 @@ def test_each_architecture_names_its_stock_class_and_type(model_type: str) -> No
 def test_an_unknown_type_is_a_key_error() -> None:
     with pytest.raises(KeyError):
         architecture_of("gpt2")
+
+
+def test_a_model_has_all_members_of_the_protocol(model_type: str) -> None:
+    model = compile_model(build(tiny_config(model_type)))
+    members = {name for name in vars(MaskedLanguageModel) if not name.startswith("_")}
+    members |= MaskedLanguageModel.__annotations__.keys() - {"history"}  # which `fit` sets
+    assert {"config", "weights", "compile", "encode_positions"} < members
+    assert [name for name in members if not hasattr(model, name)] == []
+    for name in ("compile", "resume_at", "encode_positions", "predict_tokens", "create_optimizer_weights"):
+        promised, ours = (inspect.signature(getattr(owner, name)) for owner in (MaskedLanguageModel, type(model)))
+        assert list(ours.parameters) == list(promised.parameters), name
+        defaults = [[parameter.default for parameter in s.parameters.values()] for s in (promised, ours)]
+        assert defaults[0] == defaults[1], name
 
 
 class Camembert(Roberta):

@@ -62,7 +62,7 @@ def load_trained(
     Args:
         name: a model folder or a Hub name.
         sequence_length: number of tokens that the model must take at least.
-        policy: name of the Keras precision policy of its layers, whatever the global policy.
+        policy: name of the Keras precision policy of its layers; the global policy does not change.
 
     Raises:
         Refused: as `load_model`, or weights of the head are missing.
