@@ -1,39 +1,33 @@
-"""The run directory: whole files, one process, nobody else's work touched."""
+"""The run directory: held by one process, and no file of another run is touched."""
 
 import json
-import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.conftest import ROOT
-from tf_mlm.atomic_files import atomic_directory, recover, write_atomically
+from tf_mlm.atomic_files import write_atomically
 from tf_mlm.config import Config, load_config
 from tf_mlm.errors import Refused
-from tf_mlm.json_text import dump_json
 from tf_mlm.run import directory
 from tf_mlm.run.directory import RunDirectory, new_run_path, newest_unfinished_run
-from tf_mlm.run.events import read_events
+from tf_mlm.run.events import EndEvent, Event, Events, NonFiniteEvent, StartEvent, StepEvent
 
 
 @pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path, monkeypatch):
+def in_its_own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture
-def umask():
-    before = os.umask(0o022)
-    yield os.umask
-    os.umask(before)
-
-
-def begin(path, *events) -> RunDirectory:
+def begin(path: Path, *events: Event) -> RunDirectory:
     run = RunDirectory.create(path)
     run.write_config(Config())
     for event in events:
@@ -41,111 +35,18 @@ def begin(path, *events) -> RunDirectory:
     return run
 
 
-def refusal(call, path) -> str:
+def refusal(call: Callable[[Any], object], argument: object) -> str:
     with pytest.raises(Refused) as refused:
-        call(path)
+        call(argument)
     assert len(str(refused.value).splitlines()) == 1
     return str(refused.value)
 
 
-# ---- whole files ---------------------------------------------------------------------------------------------------
+# Creating and opening
 
 
-def test_a_file_is_replaced_whole(tmp_path):
-    path = tmp_path / "loss.png"
-    write_atomically(path, b"\x89old")
-    write_atomically(path, "new, ä")
-    assert path.read_text(encoding="utf-8") == "new, ä"
-    assert os.listdir(tmp_path) == ["loss.png"]
-
-
-@pytest.mark.parametrize("fails", ["fsync", "replace"])
-def test_a_failure_leaves_the_old_content_and_nothing_beside_it(tmp_path, monkeypatch, fails):
-    path = tmp_path / "README.md"
-    write_atomically(path, "old")
-
-    def fail(*arguments):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, fails, fail)
-    with pytest.raises(OSError, match="No space left"):
-        write_atomically(path, "new")
-    assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["README.md"]
-
-
-@pytest.mark.parametrize(("mask", "file_mode", "folder_mode"), [(0o022, 0o644, 0o755), (0o027, 0o640, 0o750)])
-def test_modes_follow_the_umask(tmp_path, umask, mask, file_mode, folder_mode):
-    umask(mask)
-    write_atomically(tmp_path / "file", "x")
-    with atomic_directory(tmp_path / "folder") as temporary:
-        (temporary / "inner").write_text("x")
-    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
-    assert modes == {"file": file_mode, "folder": folder_mode, "inner": file_mode}
-
-
-@pytest.mark.parametrize("is_there", [True, False])
-def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path, is_there):
-    folder = tmp_path / "model"
-    if is_there:
-        folder.mkdir()
-        (folder / "old").write_text("old")
-    with pytest.raises(KeyboardInterrupt), atomic_directory(folder) as temporary:
-        (temporary / "half").write_text("half")
-        raise KeyboardInterrupt
-    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == (
-        ["model", "model/old"] if is_there else []
-    )
-    with atomic_directory(folder) as temporary:
-        (temporary / "new").write_text("new")
-    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["model", "model/new"]
-
-
-def test_a_kill_between_the_two_renames_loses_neither_folder(tmp_path, monkeypatch):
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "old").write_text("old")
-    replace, calls = os.replace, []
-
-    def killed(source, target):
-        calls.append((source, target))
-        if len(calls) == 2:
-            raise SystemExit  # and nothing of what follows: see below
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", killed)
-    monkeypatch.setattr(directory, "recover_folder", lambda folder: None)
-    monkeypatch.setattr(directory.shutil, "rmtree", lambda *arguments, **options: None)
-    with pytest.raises(SystemExit), atomic_directory(folder) as temporary:
-        (temporary / "new").write_text("new")
-    monkeypatch.undo()
-    assert not folder.exists()
-    recover(tmp_path)
-    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["model", "model/old"]
-    (tmp_path / ".model.replaced").mkdir()  # of a kill before the old one was removed
-    recover(tmp_path)
-    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["model", "model/old"]
-
-
-def test_a_rename_that_fails_puts_the_old_folder_back(tmp_path, monkeypatch):
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "old").write_text("old")
-    replace = os.replace
-
-    def fail(source, target):
-        if str(source).endswith(".tmp"):
-            raise OSError(5, "Input/output error")
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="Input/output"), atomic_directory(folder) as temporary:
-        (temporary / "new").write_text("new")
-    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["model", "model/old"]
-
-
-def test_what_killed_runs_left_half_written_is_swept_when_the_run_is_opened(tmp_path):
-    run = begin(tmp_path / "run", {"event": "start"})
+def test_what_killed_runs_left_half_written_is_swept_when_the_run_is_opened(tmp_path: Path) -> None:
+    run = begin(tmp_path / "run", StartEvent())
     run.write_environment({"curve": "plots/run.png"})
     run.release()
     (tmp_path / "plots").mkdir()
@@ -164,7 +65,7 @@ def test_what_killed_runs_left_half_written_is_swept_when_the_run_is_opened(tmp_
     assert all(path.exists() for path in others)
 
 
-def test_a_run_killed_while_its_first_file_was_written_can_be_started_anew(tmp_path):
+def test_a_run_killed_while_its_first_file_was_written_can_be_started_anew(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".lock").touch()
     (tmp_path / "run" / ".config.toml.x1y2.tmp").touch()
@@ -172,16 +73,7 @@ def test_a_run_killed_while_its_first_file_was_written_can_be_started_anew(tmp_p
     assert sorted(os.listdir(tmp_path / "run")) in (["config.toml"], [".lock", "config.toml"])
 
 
-def test_numbers_that_are_not_finite_are_null_in_json():
-    assert dump_json({"a": [1.5, math.inf, (math.nan, "inf")], "b": -math.inf}) == (
-        '{"a": [1.5, null, [null, "inf"]], "b": null}'
-    )
-
-
-# ---- creating and opening ------------------------------------------------------------------------------------------
-
-
-def test_a_new_run_may_have_a_new_folder_or_an_empty_one(tmp_path):
+def test_a_new_run_may_have_a_new_folder_or_an_empty_one(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for path in (tmp_path / "a" / "b" / "new", tmp_path / "empty"):
         run = RunDirectory.create(path)
@@ -190,42 +82,42 @@ def test_a_new_run_may_have_a_new_folder_or_an_empty_one(tmp_path):
         assert load_config(run.config_path) == Config()
 
 
-def test_a_folder_that_holds_a_run_is_refused_with_the_way_on(tmp_path):
-    begin(tmp_path / "unfinished", {"event": "start"}).release()
-    begin(tmp_path / "finished", {"event": "start"}, {"event": "end"}).release()
+def test_a_directory_that_holds_a_run_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    begin(tmp_path / "unfinished", StartEvent()).release()
+    begin(tmp_path / "finished", StartEvent(), EndEvent()).release()
     assert "holds an unfinished run; continue it with --resume" in refusal(RunDirectory.create, tmp_path / "unfinished")
     assert "holds a finished run" in refusal(RunDirectory.create, tmp_path / "finished")
     assert RunDirectory.open(tmp_path / "finished").is_finished()
     assert not RunDirectory.open(tmp_path / "unfinished").is_finished()
 
 
-def test_a_folder_with_anything_in_it_is_refused_and_left_as_it_was(tmp_path):
+def test_a_folder_with_anything_in_it_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "documents").mkdir()
     (tmp_path / "documents" / "thesis.tex").write_text("work of years")
-    assert "is not empty (thesis.tex is there)" in refusal(RunDirectory.create, tmp_path / "documents")
+    assert "is not empty (it contains thesis.tex)" in refusal(RunDirectory.create, tmp_path / "documents")
     assert os.listdir(tmp_path / "documents") == ["thesis.tex"]
 
 
-def test_a_file_is_refused(tmp_path):
+def test_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    assert "is a file; name a folder" in refusal(RunDirectory.create, tmp_path / "file")
+    assert "is a file; pass a directory" in refusal(RunDirectory.create, tmp_path / "file")
     assert "cannot be written: Not a directory" in refusal(RunDirectory.create, tmp_path / "file" / "below")
     assert (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_may_not_be_written_is_refused(tmp_path):
+def test_a_folder_that_may_not_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o555)
     assert "cannot be written: Permission denied" in refusal(RunDirectory.create, tmp_path / "locked" / "run")
 
 
-def test_there_is_nothing_to_resume_where_there_is_no_run(tmp_path):
-    assert "holds no run (no config.toml)" in refusal(RunDirectory.open, tmp_path)
-    assert "holds no run (no config.toml)" in refusal(RunDirectory.open, tmp_path / "nothing")
+def test_there_is_nothing_to_resume_where_there_is_no_run(tmp_path: Path) -> None:
+    assert "is not a run directory (it has no config.toml)" in refusal(RunDirectory.open, tmp_path)
+    assert "is not a run directory (it has no config.toml)" in refusal(RunDirectory.open, tmp_path / "nothing")
     assert os.listdir(tmp_path) == []
 
 
-def test_what_a_refused_run_made_is_removed_and_nothing_else(tmp_path):
+def test_what_a_refused_run_made_is_removed_and_nothing_else(tmp_path: Path) -> None:
     run = begin(tmp_path / "run")
     run.write_environment({})
     run.discard()
@@ -239,17 +131,19 @@ def test_what_a_refused_run_made_is_removed_and_nothing_else(tmp_path):
     assert os.listdir(tmp_path / "empty") == []  # made by its owner, and left to them
 
 
-def test_a_disk_with_too_little_room_is_refused_and_what_is_there_counts(tmp_path, monkeypatch):
+def test_a_disk_with_too_little_room_is_refused_and_what_is_there_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = begin(tmp_path / "run")
     (tmp_path / "run" / "checkpoints").mkdir()
     (tmp_path / "run" / "checkpoints" / "arrays").write_bytes(bytes(2**20))
     monkeypatch.setattr(directory, "free_bytes", lambda path: 2**20)
     run.check_disk(2 * 2**20)
-    assert "1.0 MiB are free where the run needs 9.0 MiB more; make room" in refusal(run.check_disk, 10 * 2**20)
+    assert "the run needs 9.0 MiB more, and 1.0 MiB are free; free disk space" in refusal(run.check_disk, 10 * 2**20)
     assert directory.describe_bytes(3 * 2**29) == "1.5 GiB"
 
 
-def test_room_is_asked_of_the_nearest_folder_that_is_there(tmp_path):
+def test_room_is_asked_of_the_nearest_folder_that_is_there(tmp_path: Path) -> None:
     assert directory.free_bytes(tmp_path / "a" / "b") == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.1)
 
 
@@ -263,16 +157,16 @@ time.sleep(600)
 """
 
 
-def test_two_processes_never_share_a_run_and_a_killed_one_leaves_no_obstacle(tmp_path):
-    begin(tmp_path / "run", {"event": "start"}).release()
+def test_two_processes_never_share_a_run_and_a_killed_one_leaves_no_obstacle(tmp_path: Path) -> None:
+    begin(tmp_path / "run", StartEvent()).release()
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path / "run")],
         cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-        assert "another process is running there" in refusal(RunDirectory.open, tmp_path / "run")
-        assert "another process is running there" in refusal(RunDirectory.create, tmp_path / "run")
+        assert "another process is training there" in refusal(RunDirectory.open, tmp_path / "run")
+        assert "another process is training there" in refusal(RunDirectory.create, tmp_path / "run")
         holder.send_signal(signal.SIGKILL)
         holder.wait(30)
         assert (tmp_path / "run" / ".lock").exists()
@@ -282,87 +176,75 @@ def test_two_processes_never_share_a_run_and_a_killed_one_leaves_no_obstacle(tmp
         holder.communicate()
 
 
-def test_a_released_run_can_be_opened_again(tmp_path):
+def test_a_released_run_can_be_opened_again(tmp_path: Path) -> None:
     run = begin(tmp_path / "run")
-    assert "another process" in refusal(RunDirectory.open, tmp_path / "run")
+    assert "--resume" in refusal(RunDirectory.open, tmp_path / "run")
     run.release()
     RunDirectory.open(tmp_path / "run").release()
 
 
-# ---- events --------------------------------------------------------------------------------------------------------
+# Events and derived files
 
 
-def test_events_are_read_as_they_were_written_and_half_a_line_is_none(tmp_path):
-    events = [{"event": "start", "val_loss": 10.9}, {"event": "step", "fills": [["é", 0.5]]}]
-    run = begin(tmp_path / "run", *events)
-    assert run.read_events() == events
-    with open(run.metrics_path, "ab") as file:
-        file.write('{"event": "end", "text": "é'.encode()[:-1])
-    assert run.read_events() == events
-    assert not run.is_finished()
-    assert read_events(tmp_path / "nothing.jsonl") == []
-
-
-def test_a_damaged_line_is_named_and_not_passed_over(tmp_path):
-    run = begin(tmp_path / "run", {"event": "start"})
-    run.metrics_path.write_text('{"event": "start"}\n{"event": "st\n{"event": "end"}\n')
-    with pytest.raises(Refused, match=r"metrics.jsonl: line 2 is damaged: .*; start a new run$"):
-        run.read_events()
-
-
-def test_events_beyond_the_checkpoint_are_cut(tmp_path):
-    run = begin(tmp_path / "run", {"event": "start"}, {"event": "step", "step": 10})
+def test_events_beyond_the_checkpoint_are_cut(tmp_path: Path) -> None:
+    run = begin(tmp_path / "run", StartEvent(), StepEvent(step=10))
     size = run.metrics_path.stat().st_size
-    run.append_event({"event": "step", "step": 20})
+    run.append_event(StepEvent(step=20))
     run.cut_events(size)
-    assert run.read_events() == [{"event": "start"}, {"event": "step", "step": 10}]
+    assert run.read_events() == (StartEvent(), StepEvent(step=10))
     assert run.metrics_path.stat().st_size == size
     run.cut_events(0)
-    assert run.read_events() == []
+    assert run.read_events() == ()
 
 
-def test_nothing_to_cut_is_no_error(tmp_path):
+def test_nothing_to_cut_is_no_error(tmp_path: Path) -> None:
     begin(tmp_path / "run").cut_events(0)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_events_that_the_system_lost_are_not_made_up(tmp_path):
+def test_events_that_the_system_lost_are_not_made_up(tmp_path: Path) -> None:
     """A crash of the machine may lose what no fsync wrote: cutting to a length beyond the end would add zeros."""
-    run = begin(tmp_path / "run", {"event": "start"}, {"event": "step", "step": 10})
+    run = begin(tmp_path / "run", StartEvent(), StepEvent(step=10))
     size = run.metrics_path.stat().st_size
     os.truncate(run.metrics_path, size - 4)
     run.cut_events(size)
-    run.append_event({"event": "step", "step": 20})
-    assert run.read_events() == [{"event": "start"}, {"event": "step", "step": 20}]
+    run.append_event(StepEvent(step=20))
+    assert run.read_events() == (StartEvent(), StepEvent(step=20))
 
 
-def test_history_has_one_row_an_epoch_and_these_columns(tmp_path):
+def test_history_has_one_row_an_epoch_and_these_columns(tmp_path: Path) -> None:
     epoch = {
         "event": "epoch", "epoch": 1, "step": 94, "loss": 5.5, "val_loss": 4.25, "val_perplexity": 70.1,
         "val_masked_accuracy": 0.3, "val_masked_accuracy_top_5": 0.5, "learning_rate": 2e-05,
         "tokens_per_second": 1500.5, "seconds": 80.123,
     }  # fmt: skip
-    run = begin(
-        tmp_path / "run", {"event": "start"}, {"event": "step", "step": 10}, epoch, epoch | {"epoch": 2, "step": 188}
-    )
+    events = [{"event": "start"}, {"event": "step", "step": 10}, epoch, epoch | {"epoch": 2, "step": 188}]
+    run = begin(tmp_path / "run", *Events.from_dicts(events))
     run.write_history()
     assert (tmp_path / "run" / "history.csv").read_bytes().decode() == (
-        "epoch,step,loss,val_loss,val_perplexity,val_masked_accuracy,learning_rate,tokens_per_second,seconds\n"
-        "1,94,5.5,4.25,70.1,0.3,2e-05,1500.5,80.123\n"
-        "2,188,5.5,4.25,70.1,0.3,2e-05,1500.5,80.123\n"
+        "epoch,step,loss,val_loss,val_perplexity,val_masked_accuracy,val_masked_accuracy_top_5,learning_rate,"
+        "tokens_per_second,seconds\n"
+        "1,94,5.5,4.25,70.1,0.3,0.5,2e-05,1500.5,80.123\n"
+        "2,188,5.5,4.25,70.1,0.3,0.5,2e-05,1500.5,80.123\n"
     )
 
 
-def test_environment_is_json(tmp_path):
+def test_environment_is_json(tmp_path: Path) -> None:
     run = begin(tmp_path / "run")
     run.write_environment({"python": "3.11", "data": {"train": 3}})
-    assert json.loads((tmp_path / "run" / "environment.json").read_text()) == {"python": "3.11", "data": {"train": 3}}
+    written = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert written == {
+        "python": "3.11",
+        "data": {"train": 3},
+        "curve": "plots/run.png",
+        "directory": str(tmp_path / "run"),
+    }
 
 
-# ---- the curve -----------------------------------------------------------------------------------------------------
+# The curve
 
 
-def test_no_run_takes_the_curve_of_another_of_its_name(tmp_path):
+def test_no_run_takes_the_curve_of_another_of_its_name(tmp_path: Path) -> None:
     curves = []
     for parent in ("a", "b", "c"):
         run = begin(tmp_path / parent / "imdb")
@@ -375,7 +257,7 @@ def test_no_run_takes_the_curve_of_another_of_its_name(tmp_path):
     assert (tmp_path / "plots" / "imdb.png").read_bytes() == b"a"
 
 
-def test_a_resumed_run_finds_its_own_curve(tmp_path):
+def test_a_resumed_run_finds_its_own_curve(tmp_path: Path) -> None:
     for parent in ("a", "b"):
         run = begin(tmp_path / parent / "imdb")
         curve = run.choose_curve()
@@ -387,20 +269,20 @@ def test_a_resumed_run_finds_its_own_curve(tmp_path):
     assert str(RunDirectory.open(tmp_path / "b" / "imdb").choose_curve()) == "plots/imdb-2.png"
 
 
-# ---- names ---------------------------------------------------------------------------------------------------------
+# Names
 
 
-def test_a_run_is_named_by_config_and_time_and_never_twice(tmp_path, monkeypatch):
+def test_a_run_is_named_by_config_and_time_and_never_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "strftime", lambda form: "20300102-030405")
     for name in ("sample-20300102-030405", "sample-20300102-030405-2", "sample-20300102-030405-3"):
         assert str(new_run_path("sample")) == f"runs/{name}"
         (tmp_path / "runs" / name).mkdir(parents=True)
 
 
-def test_the_newest_unfinished_run_is_the_one_begun_last(tmp_path):
+def test_the_newest_unfinished_run_is_the_one_begun_last(tmp_path: Path) -> None:
     assert newest_unfinished_run(tmp_path / "runs") is None
     for i, name in enumerate(("older", "newer", "finished")):
-        run = begin(tmp_path / "runs" / name, {"event": "start"}, *([{"event": "end"}] if name == "finished" else []))
+        run = begin(tmp_path / "runs" / name, StartEvent(), *([EndEvent()] if name == "finished" else []))
         run.release()
         os.utime(run.config_path, (1000 + i, 1000 + i))
     (tmp_path / "runs" / "no run").mkdir()
@@ -410,20 +292,21 @@ def test_the_newest_unfinished_run_is_the_one_begun_last(tmp_path):
     assert newest_unfinished_run(tmp_path / "runs") == tmp_path / "runs" / "older"
 
 
-def test_runs_that_are_at_work_damaged_or_ended_with_3_are_not_taken_up_by_themselves(tmp_path):
+def test_runs_that_are_running_damaged_or_diverged_are_skipped(tmp_path: Path) -> None:
     root = tmp_path / "runs"
-    begin(root / "oldest", {"event": "start"}).release()
-    begin(root / "stopped", {"event": "start"}, {"event": "non_finite", "step": 7}).release()
-    begin(root / "damaged", {"event": "start"}).release()
+    begin(root / "oldest", StartEvent()).release()
+    begin(root / "stopped", StartEvent(), NonFiniteEvent(step=7)).release()
+    begin(root / "damaged", StartEvent()).release()
     (root / "damaged" / "metrics.jsonl").write_text("{\n")
-    held = begin(root / "at work", {"event": "start"})
-    for i, name in enumerate(("oldest", "stopped", "damaged", "at work")):
+    held = begin(root / "running", StartEvent())
+    for i, name in enumerate(("oldest", "stopped", "damaged", "running")):
         os.utime(root / name / "config.toml", (1000 + i, 1000 + i))
     assert newest_unfinished_run(root) == root / "oldest"
     held.release()
-    assert newest_unfinished_run(root) == root / "at work"
+    assert newest_unfinished_run(root) == root / "running"
 
 
-def test_a_run_knows_its_name_however_it_was_written(tmp_path, monkeypatch):
-    monkeypatch.chdir((tmp_path / "here").mkdir() or tmp_path / "here")
+def test_a_run_knows_its_name_however_it_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     assert RunDirectory(directory.Path(".")).name == "here"

@@ -55,6 +55,8 @@ EXPECTED = {
         "loss": [(10, 9.5), (20, 8.5)],
         "learning_rate": [(10, 1e-5), (20, 2e-5)],
         "tokens_per_second": [(10, 1500.0), (20, 1500.0)],
+        "skipped_steps": [(10, 0.0), (20, 0.0)],
+        "epoch_skipped_steps": [(20, 0.0)],
         "epoch_loss": [(20, 9.0)],
         "epoch_learning_rate": [(20, 2e-5)],
         "epoch_tokens_per_second": [(20, 1400.0)],

@@ -1,4 +1,4 @@
-"""The model card: README.md of a run directory, every word of it filled from the run."""
+"""The model card: README.md of a run directory, generated from the run."""
 
 import json
 import math
@@ -13,21 +13,22 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from tf_mlm import hub
 from tf_mlm.config import Config, load_config, setting_fields
+from tf_mlm.data.masking import VALIDATION_PROBABILITY
+from tf_mlm.model.architectures import ARCHITECTURES
 from tf_mlm.model.metrics import METRICS
 from tf_mlm.run.directory import RunDirectory
 from tf_mlm.run.events import Event, Events, finite_or_none
 
-_ARCHITECTURES = {"distilbert": "DistilBert", "bert": "Bert", "roberta": "Roberta", "albert": "Albert"}
-# Named one by one: what else a run notes of its environment may hold a path of the machine.
+# Listed one by one: other entries of environment.json hold paths of the machine.
 _ENVIRONMENT = (
     "tf_mlm", "python", "tensorflow", "tf_keras", "transformers", "datasets", "tokenizers", "safetensors",
-    "platform", "processor", "precision", "precision_reason", "xla",
+    "platform", "processor", "precision", "precision_reason", "xla", "xla_reason",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Example:
-    """A sentence with [MASK], and the likeliest fills with their probabilities, best first."""
+    """A sentence with [MASK], and its most likely fills with their probabilities, best first."""
 
     sentence: str
     before: list[tuple[str, float]]
@@ -36,19 +37,19 @@ class Example:
 
 @dataclass(frozen=True)
 class RunReport:
-    """All that a model card tells.
+    """The content of a model card.
 
     Attributes:
         run_name: the last part of the run directory.
         events: the events so far; those of an unfinished run have no end.
-        num_parameters: of the whole model; what is tied counts once.
+        num_parameters: of the whole model; tied weights count once.
         model_type: Hugging Face's name of the architecture, such as `distilbert`.
         data: counts by name, {train,validation}_{documents,tokens,sequences,sequences_used}, dropped_overlap and
             dropped_empty (documents), and the `fingerprint` of the text. Where known, also held_out (a share of the
-            training documents is the validation) and {train,validation}_tokens_packed (tokens in all sequences).
+            training documents is the validation data) and {train,validation}_tokens_packed (tokens in all sequences).
         environment: versions by package, platform, processor, precision and precision_reason, xla.
-        new_weights: names of the weights that the starting checkpoint did not hold.
-        takes_strings: the SavedModel has the signature `fill_mask`.
+        new_weights: names of the newly initialized weights, missing from the starting checkpoint.
+        takes_strings: whether the SavedModel has the signature `fill_mask`.
     """
 
     run_name: str
@@ -64,6 +65,11 @@ class RunReport:
 
 
 def load_report(run: RunDirectory, events: Events | None = None, takes_strings: bool = False) -> RunReport:
+    """The report of a finished run.
+
+    Args:
+        events: those of the run with its end, where the end is not written yet.
+    """
     environment = json.loads(run.environment_path.read_text())
     config, events = load_config(run.config_path), events or run.read_events()
     fills = zip(config.training.example_sentences, events.start.fills, events.end.fills, strict=True)
@@ -82,10 +88,10 @@ def load_report(run: RunDirectory, events: Events | None = None, takes_strings: 
 
 
 def build_model_card(report: RunReport, for_hub: bool = False) -> str:
-    """The card as Markdown with the Hub's front matter. No local path is shown but by its last part.
+    """The card as Markdown with the Hub's front matter. Only the last part of a local path is shown.
 
     Args:
-        for_hub: the card stands beside the model's files, with loss.png and without the rest of the run.
+        for_hub: whether the card is published beside the model's files, without the rest of the run.
     """
     parts = [
         _front_matter(report),
@@ -105,7 +111,8 @@ def build_model_card(report: RunReport, for_hub: bool = False) -> str:
 
 
 def _front_matter(report: RunReport) -> str:
-    config, validation = report.config, _validation(report.events.best)
+    config = report.config
+    validation = _validation(report.events.best) if report.events.epochs else {}
     on_hub = _is_hub_dataset(config.data.dataset)
     split = config.data.validation_split if on_hub and not report.data.get("held_out") else ""
     results = [
@@ -145,26 +152,36 @@ def _what_it_is(report: RunReport) -> str:
     else:
         model = f"the local model {_text(model)}"
     if not config.model.name:
-        origin = "A new DistilBERT, weights and vocabulary,"
+        origin = "A new DistilBERT with a new vocabulary,"
     elif config.model.from_config:
-        origin = f"The architecture of {model}, with random weights,"
+        origin = f"The architecture of {model} with random weights,"
     else:
-        origin = f"A continuation of {model},"
+        origin = f"{model[:1].upper()}{model[1:]},"
     if _is_hub_dataset(config.data.dataset):
         text = f"the text of [{dataset}](https://huggingface.co/datasets/{dataset})"
     elif config.data.dataset == "sample":
-        text = "the sample corpus that comes with tf_mlm"
+        text = "the built-in sample corpus of tf_mlm"
     else:
         text = f"the local text {_text(dataset)}"
-    share = f"{100 * config.masking.mlm_probability:.4g} %"
+    share = f"{100 * config.masking.mlm_probability:.4g}%"
     paragraphs = [
-        f"{origin} trained with tf_mlm, in TensorFlow, as a masked language model on {text}: it predicts {share} of "
-        f"the tokens of each sequence of {config.data.sequence_length} from those around them. The weights are those "
-        "of the epoch with the lowest validation loss."
+        f"{origin} trained with tf_mlm in TensorFlow as a masked language model on {text}. In training, {share} of the "
+        f"tokens of each sequence of {config.data.sequence_length} are masked and predicted; in validation, "
+        f"{VALIDATION_PROBABILITY:.0%}. The weights are those of the epoch with the lowest validation loss."
     ]
+    best, end = report.events.best, report.events.end
+    if best and best.epoch == 0 and report.events.epochs:
+        paragraphs.append(
+            "**No epoch was better than the model before training.** These are the weights before training: lower the "
+            "learning rate, or train on more text."
+        )
+    if end and end.stopped_early:
+        patience = config.training.early_stopping_patience
+        reason = f"the validation loss had not improved for {patience} epochs" if patience else "a callback stopped it"
+        paragraphs.append(f"Training stopped early, after epoch {end.epoch}: {reason}.")
     if report.new_weights:
         names = ", ".join(f"`{weight}`" for weight in report.new_weights)
-        paragraphs.append(f"Weights that the starting checkpoint did not hold, and that began at random: {names}.")
+        paragraphs.append(f"Newly initialized weights (missing from the starting checkpoint): {names}.")
     if not report.events.end:
         paragraphs.append(f"**This run has not finished.** The card shows it after {_epochs_done(report)} epochs.")
     return "\n\n".join(paragraphs)
@@ -190,36 +207,44 @@ def _summary(report: RunReport) -> str:
         ["Epochs", _epochs_done(report)],
         ["Best epoch", str(best.epoch) if best else "–"],
         [
-            "Unigram entropy, the loss of knowing token frequencies alone",
+            "Unigram entropy (the loss of predicting from token frequencies alone)",
             _number(start.unigram_entropy if start else None),
         ],
-        ["Steps skipped, because the loss or its gradient was not finite", str(report.events.skipped_steps)],
+        ["Skipped steps (loss or gradient not finite)", str(report.events.skipped_steps)],
+        [
+            "Tokens seen in training, padding not counted",
+            "–" if not end or end.num_tokens is None else f"{end.num_tokens:,}",
+        ],
         ["Time", _duration(seconds)],
-        ["Tokens per second, median of the epochs", _number(median(speeds) if speeds else None, "{:,.0f}")],
+        [
+            "Tokens per second, padding not counted (median of the epochs)",
+            _number(median(speeds) if speeds else None, "{:,.0f}"),
+        ],
     ]
     mfus = [mfu for epoch in epochs if (mfu := finite_or_none(epoch.mfu)) is not None]
     if mfus:
-        facts.append(["Share of the speed of the matrix products alone (MFU)", f"{median(mfus):.0%}"])
+        facts.append(["Share of the speed of the matrix products alone, padding counted (MFU)", f"{median(mfus):.0%}"])
     if end and end.rolled_back:
         facts.append(["Rolled back after bad steps", "from step {:,} to step {:,}".format(*end.rolled_back)])
-    validation = _table(["Validation", "Before training", "Best epoch"], measures)
+    masked = f"Validation, {VALIDATION_PROBABILITY:.0%} of the tokens masked"
+    validation = _table([masked, "Before training", "Best epoch"], measures)
     return f"## Summary\n\n{validation}\n\n{_table(['The run', ''], facts)}"
 
 
 def _how_to_load(report: RunReport, for_hub: bool) -> str:
-    architecture = f"TF{_ARCHITECTURES.get(report.model_type, 'AutoModel')}ForMaskedLM"
+    architecture = ARCHITECTURES[report.model_type]
     sentences = report.config.training.example_sentences or ("This is a great [MASK].",)
     sentence = " ".join(sentences[0].split())
-    with_its_mask = sentence.replace("[MASK]", "<mask>") if report.model_type == "roberta" else sentence
+    with_its_mask = sentence.replace("[MASK]", architecture.mask_token)
     folder = "." if for_hub else "model"
     text = f"""## How to load it
 
-In this folder, with transformers and TensorFlow:
+In this directory, with transformers and TensorFlow:
 
 ```python
-from transformers import AutoTokenizer, {architecture}, pipeline
+from transformers import AutoTokenizer, {architecture.stock_class_name}, pipeline
 
-model = {architecture}.from_pretrained("{folder}")
+model = {architecture.stock_class_name}.from_pretrained("{folder}")
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
 fill = pipeline("fill-mask", model=model, tokenizer=tokenizer, framework="tf", torch_dtype=None)
 print(fill({with_its_mask!r}))
@@ -253,7 +278,7 @@ model = tf.saved_model.load("saved_model")
 
 def _examples(report: RunReport) -> str:
     if not report.examples:
-        return "## Examples\n\nThe run was given no example sentences."
+        return "## Examples\n\nThe run had no example sentences."
     rows = [[_text(example.sentence), _fills(example.before), _fills(example.after)] for example in report.examples]
     return "## Examples\n\n" + _table(["Sentence", "Before training", "After"], rows)
 
@@ -267,20 +292,20 @@ def _data(report: RunReport) -> str:
         counts += [data[f"{split}_sequences"], data[f"{split}_sequences_used"]]
         rows.append([name, *(f"{count:,}" for count in counts)])
     if not config.line_by_line:
-        packing = "Documents are joined and cut into sequences, the last one padded."
+        packing = "Documents are packed into sequences; the last sequence is padded."
     elif config.overflow == "split":
-        packing = "One document a sequence, padded; a long one is split."
+        packing = "Each document has its own padded sequence; a longer document is split."
     else:
-        packing = "One document a sequence, padded; a long one is truncated."
+        packing = "Each document has its own padded sequence; a longer document is truncated."
     if data.get("held_out"):
-        packing += f" The validation documents, {100 * config.validation_fraction:.4g} %, are held out by the seed."
+        packing += f" The validation documents ({100 * config.validation_fraction:.4g}%) are held out at random."
     return f"""## Data
 
 {_table(["", "Documents", "Tokens in", "Tokens out", "Sequences", "Sequences used"], rows)}
 
-{packing} Tokens out are those in all sequences; the sequences used are drawn from them.
+{packing} "Tokens out" counts the tokens of all sequences. "Sequences used" are drawn from them at random.
 
-- Validation documents dropped, because the same text is in the training documents: {data["dropped_overlap"]:,}
+- Validation documents dropped because they are also training documents: {data["dropped_overlap"]:,}
 - Empty documents dropped: {data["dropped_empty"]:,}
 - Fingerprint of the text: `{data["fingerprint"]}`"""
 
@@ -299,8 +324,10 @@ def _epochs(report: RunReport) -> str:
     ]
     header = ["Epoch", "Step", "Training loss", *(metric.title for metric in METRICS), "Learning rate"]
     return (
-        "## Every epoch\n\nEpoch 0 is the model before training; the best epoch is bold. The training loss is the mean "
-        "over the epoch, with dropout; the learning rate is that of its last step.\n\n" + _table(header, rows)
+        "## Every epoch\n\nEpoch 0 is the model before training. The best epoch is bold. The training loss is the mean "
+        f"over the epoch, with dropout and {100 * report.config.masking.mlm_probability:.4g}% of the tokens masked; "
+        f"all other metrics are of the validation, with {VALIDATION_PROBABILITY:.0%} masked. The learning rate is that "
+        "of the last step.\n\n" + _table(header, rows)
     )
 
 
@@ -312,7 +339,7 @@ def _settings(report: RunReport) -> str:
         value, meaning = getattr(getattr(config, section), key), field.default.description
         if name in ("model.name", "data.dataset"):
             value = _shown(value)
-        unused = config.model.name and meaning.startswith("of a new model")
+        unused = config.model.name and meaning.startswith("new models only")
         rows.append([f"`{name}`", "not used" if unused else _value(value), meaning.replace("|", "\\|")])
     text = "## Settings\n\n" + _table(["Setting", "Value", "Meaning"], rows)
     if not start:
@@ -325,11 +352,11 @@ def _settings(report: RunReport) -> str:
 def _limits(report: RunReport) -> str:
     return f"""## Use and limits
 
-- It fills in masked tokens, and can be fine-tuned, for text like the one it was trained on. It does not write text.
-  Only its loss and accuracy on {report.data["validation_sequences_used"]:,} validation sequences were measured: they
-  say nothing of other text or of another task.
-- A fill is what is likely in its place, not what is true. Errors and prejudices of the training text, and of the model
-  it started from, can come back in the fills; they were not examined."""
+- The model fills masks, and can be fine-tuned, for text like its training text. It does not generate text. Only its
+  loss and accuracy on {report.data["validation_sequences_used"]:,} validation sequences were measured; they do not
+  apply to other text or to other tasks.
+- A fill is a likely word, not a true statement. Errors and biases of the training text and of the starting model can
+  occur in the fills; they were not examined."""
 
 
 def _environment(report: RunReport) -> str:
@@ -348,7 +375,7 @@ def _epochs_done(report: RunReport) -> str:
 
 
 def _starts_from_hub(config: Config) -> bool:
-    """Whether the training went on from weights of the Hub; a config alone is no base model."""
+    """Whether training started from weights on the Hub; a config alone is not a base model."""
     return _is_hub_name(config.model.name) and not config.model.from_config
 
 
@@ -361,7 +388,7 @@ def _is_hub_name(name: str) -> bool:
 
 
 def _shown(name: str) -> str:
-    """A Hub name as it is, a local one by its last part: the card is for others, who have other folders."""
+    """A Hub name as it is, a local path by its last part: readers of the card have other directories."""
     return name if _is_hub_name(name) else re.split(r"[/\\]", name.rstrip("/\\"))[-1]
 
 
@@ -395,7 +422,7 @@ def _duration(seconds: float | None) -> str:
 
 
 def _text(text: str) -> str:
-    """Text that stands as it is in a line or a cell of Markdown."""
+    """`text` escaped for a line or a table cell of Markdown."""
     return re.sub(r"([\\`*_<>|~$&]|(?<=\])\()", r"\\\1", " ".join(text.split()))
 
 

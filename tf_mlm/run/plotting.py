@@ -83,6 +83,8 @@ class Label:
 
 def place_labels(figure: Figure, labels: list[Label]) -> None:
     """Move each label to the first of its places where it covers no other label and stays inside the axes."""
+    for label in labels:
+        label.text.set_in_layout(False)  # the size of the axes must not depend on where the labels are
     figure.draw_without_rendering()
     placed: list[Bbox] = []
     for label in labels:
@@ -218,7 +220,9 @@ def _draw_losses(axes: Axes, events: Events) -> list[Label]:
     span = max(high - low, 0.05)
     # Room below for the label of the best epoch, above for the names of values outside.
     best = events.best if events.epochs else None
-    bottom = min(low - 0.04 * span, (best.val_loss or 0.0) - 0.14 * span if best and best.epoch else low)
+    if best and (best.val_loss or 0.0) < low:  # only the model before training, far below its epochs
+        best = None
+    bottom = min(low - 0.04 * span, (best.val_loss or 0.0) - 0.14 * span if best else low)
     axes.set_ylim(bottom, high + (0.08 + 0.065 * len(above)) * span)
     labels = []
     if above:
@@ -235,7 +239,20 @@ def _draw_losses(axes: Axes, events: Events) -> list[Label]:
         labels.append(Label(text, ((-3, -3, "right", "top"),)))
     if best:
         labels.append(_draw_best(axes, best, events))
-    labels += _draw_references(axes, sorted(reference for reference in references if reference[0] <= high))
+    below = [f"↓ {name} {loss:.2f}" for loss, name in references if loss < bottom]
+    if below:
+        text = axes.annotate(
+            "\n".join(below),
+            (1, 0),
+            (-3, 3),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            fontsize=9,
+            color=_REFERENCE,
+            path_effects=_HALO,
+        )
+        labels.append(Label(text, tuple((-3.0 - shift, 3.0, "right", "bottom") for shift in range(0, 400, 50))))
+    labels += _draw_references(axes, sorted(reference for reference in references if bottom <= reference[0] <= high))
 
     axes.set_ylabel("loss (nats per masked token)", fontsize=10)
     perplexity = axes.secondary_yaxis("right")
