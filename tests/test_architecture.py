@@ -69,6 +69,7 @@ ORDER = [
     "tf_mlm.training.fit_session",
     "tf_mlm.training.ending",
     "tf_mlm.training.train",
+    "tf_mlm.api",
     "tf_mlm.commands",
     "tf_mlm.commands.libraries",
     "tf_mlm.commands.train",
