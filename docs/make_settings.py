@@ -23,7 +23,7 @@ learning_rate = 5e-5
     python train.py --config my.toml --optimizer.learning_rate 5e-5
 
 These flags are short for settings: `--model`, `--dataset`, `--epochs`, `--batch-size`, `--learning-rate` and `--seed`.
-`python train.py --print-config` prints the resolved settings. An unknown setting is an error that names the nearest one.
+`python train.py --print-config` prints the resolved settings. An unknown setting is an error that names the nearest.
 """
 
 
