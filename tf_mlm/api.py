@@ -5,16 +5,15 @@ This module imports no TensorFlow; `train` and `load` import it after the enviro
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
-from tf_mlm import hub, runtime
-from tf_mlm.config import Config, TrainingConfig, load_config, nearest, setting_fields
+from tf_mlm.commands.libraries import start_libraries
+from tf_mlm.config import Config, DataConfig, ModelConfig, dump_config, find_recipe, load_config
 from tf_mlm.errors import Refused
 from tf_mlm.run.directory import RunDirectory, new_run_path
 
@@ -83,13 +82,11 @@ def train(
         Interrupted: a signal stopped the run after it had written a checkpoint.
     """
     name = "run" if isinstance(config, Config) else Path(config).stem if config is not None else "imdb"
-    resolved = config if isinstance(config, Config) else load_config(config if config is None else Path(config))
-    resolved = _override(resolved, overrides or {})
+    resolved = _resolve(config, overrides or {})
     # Created before the libraries are imported, so that a wrong directory is reported at once.
     run = RunDirectory.create(Path(output_dir) if output_dir is not None else new_run_path(name))
     try:
-        names = [resolved.model.name, "" if resolved.data.dataset == "sample" else resolved.data.dataset]
-        _start_libraries(names, resolved.training)
+        start_libraries(resolved)
         import tf_keras as keras
 
         from tf_mlm.training.train import train as train_run
@@ -118,33 +115,18 @@ def load(run_or_model: Run | str | Path) -> LoadedModel:
         Refused: no model was found, or it has no trained masked language modeling head.
     """
     name = str(run_or_model.path if isinstance(run_or_model, Run) else run_or_model)
-    _start_libraries([name], TrainingConfig())
+    # With XLA, which a later `train` in this process needs: TensorFlow decides once.
+    start_libraries(Config(model=ModelConfig(name=name), data=DataConfig(dataset="sample")))
     from tf_mlm.inference.loaded import LoadedModel
 
     return LoadedModel.load(name)
 
 
-def _start_libraries(names: list[str], training: TrainingConfig) -> None:
-    """Import TensorFlow and the Hugging Face libraries; check the connection if one of `names` is on the Hub."""
-    if not all(hub.is_local(name) for name in names if name):
-        hub.connect()
-    runtime.prepare(training)
-
-
-def _override(config: Config, overrides: Mapping[str, Any]) -> Config:
-    known = list(setting_fields())
-    sections: dict[str, dict[str, Any]] = {}
-    for name, value in overrides.items():
-        if name not in known:
-            raise Refused(f"overrides: unknown setting {name!r}{nearest(name, known)}")
-        section, key = name.split(".")
-        sections.setdefault(section, {})[key] = value
-    try:
-        changed = {section: replace(getattr(config, section), **values) for section, values in sections.items()}
-        return replace(config, **changed)
-    except ValidationError as error:
-        first = error.errors()[0]
-        rule = first["msg"].removeprefix("Value error, ").replace("Input should", "should")
-        names = [name for name in overrides if first["loc"] and name.endswith(f".{first['loc'][-1]}")]
-        where = f"{names[0]} = {first['input']!r}: " if names else ""
-        raise Refused(f"overrides: {where}{rule}") from None
+def _resolve(config: Config | str | Path | None, overrides: Mapping[str, Any]) -> Config:
+    """The settings, checked, with `overrides` in place of their values."""
+    if not isinstance(config, Config):
+        return load_config(find_recipe(str(config)) if config is not None else None, overrides)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "config.toml")
+        path.write_text(dump_config(config), encoding="utf-8")
+        return load_config(path, overrides)
