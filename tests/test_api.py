@@ -70,8 +70,8 @@ def test_the_stub_names_what_the_package_exports() -> None:
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="no attribute 'trian'"):
-        getattr(tf_mlm, "trian")  # noqa: B009
+    with pytest.raises(AttributeError, match="no attribute 'fit'"):
+        getattr(tf_mlm, "fit")  # noqa: B009
 
 
 @pytest.mark.parametrize(

@@ -80,3 +80,11 @@ def test_the_notebook_is_stored_without_outputs() -> None:
     notebook = json.loads((ROOT / "docs" / "quickstart.ipynb").read_text(encoding="utf-8"))
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert cells and all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
+
+
+def test_the_map_of_the_code_names_every_module_of_data_model_and_run() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for room in ("data", "model", "run"):
+        table = text.split(f"`{room}/`:\n")[1].strip().split("\n\n")[0]
+        named = set(re.findall(r"`(\w+\.py)`", table))
+        assert {path.name for path in (ROOT / "tf_mlm" / room).glob("*.py")} - {"__init__.py"} == named
