@@ -5,4 +5,5 @@ from tf_mlm.config import Config as Config
 from tf_mlm.config import load_config as load_config
 from tf_mlm.inference.loaded import LoadedModel as LoadedModel
 
+__all__: list[str]
 __version__: str
