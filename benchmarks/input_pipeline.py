@@ -1,8 +1,8 @@
-"""Tokens/s of the input pipeline alone, masks included, beside the stock collator in the same run.
+"""Measure tokens/s of the input pipeline with masking, compared with the stock collator in the same run.
 
     python benchmarks/input_pipeline.py [--dataset NAME_OR_PATH] [--model NAME_OR_DIR]
 
-Both read the same sequences through `to_tf_dataset`; the stock one as transformers' examples do.
+Both read the same sequences through `to_tf_dataset`; the stock pipeline follows the examples of transformers.
 """
 
 import argparse
@@ -18,7 +18,7 @@ ROUNDS = 5
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="distilbert-base-uncased", help="its tokenizer is used")
+    parser.add_argument("--model", default="distilbert-base-uncased", help="Hub name or directory of the tokenizer")
     parser.add_argument("--dataset", default="stanfordnlp/imdb")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[32, 256])
     arguments = parser.parse_args()
@@ -42,7 +42,7 @@ def main() -> None:
     attention_mask = (input_ids != tokenizer.pad_token_id).astype(int)
     stock = Dataset.from_dict({"input_ids": input_ids, "attention_mask": attention_mask})
 
-    print(f"{'batch':>5} {'ours, tokens/s':>15} {'stock, tokens/s':>16} {'ratio':>6}")
+    print(f"{'batch':>5} {'tf_mlm, tokens/s':>16} {'stock, tokens/s':>16} {'ratio':>6}")
     for batch_size in arguments.batch_sizes:
         ours_speed, stock_speed = [], []
         for _ in range(ROUNDS):
@@ -56,11 +56,11 @@ def main() -> None:
             )
             stock_speed.append(tokens_per_second(theirs, 3_000 // batch_size, batch_size * input_ids.shape[1]))
         ours_median, stock_median = median(ours_speed), median(stock_speed)
-        print(f"{batch_size:>5} {ours_median:>15,.0f} {stock_median:>16,.0f} {ours_median / stock_median:>6.1f}")
+        print(f"{batch_size:>5} {ours_median:>16,.0f} {stock_median:>16,.0f} {ours_median / stock_median:>6.1f}")
 
 
 def tokens_per_second(dataset, num_batches: int, tokens_per_batch: int) -> float:
-    """Of `num_batches` batches after the first, which waits for the pipeline to start."""
+    """The speed over `num_batches` batches, without the first one, which waits for the pipeline to start."""
     batches = iter(dataset)
     next(batches)
     start = time.perf_counter()

@@ -1,11 +1,11 @@
-"""Text to sequences: speed beside `tokenizers` alone, and whether memory grows with the corpus.
+"""Measure speed and memory of tokenizing and packing, compared with `tokenizers` alone.
 
     python benchmarks/prepare.py [--model NAME_OR_DIR] [--dataset NAME_OR_PATH]
 
-The peer encodes the same texts, all splits of the data set, in the same batches, and throws the result away; tf_mlm
-also reads them from disk, packs them and writes them to its cache. Memory is that of a process that does this alone,
-over a tenth of the documents and over all: `anonymous` is what it holds itself, `peak` counts the pages of
-memory-mapped files too, which the system takes back when it needs them.
+The peer encodes the same texts (all splits of the dataset) in the same batches and discards the result. tf_mlm also
+reads them from disk, packs them and writes them to its cache. Memory is measured in a separate process, for a tenth of
+the documents and for all: `anonymous` is the memory of the process itself, `peak` includes pages of memory-mapped
+files, which the operating system can reclaim.
 """
 
 import argparse
@@ -23,7 +23,7 @@ ROUNDS = 3
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="distilbert-base-uncased", help="its tokenizer is used")
+    parser.add_argument("--model", default="distilbert-base-uncased", help="Hub name or directory of the tokenizer")
     parser.add_argument("--dataset", default="stanfordnlp/imdb")
     parser.add_argument("--worker", choices=("ours", "tokenizers", "corpus"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -46,7 +46,7 @@ def main() -> None:
         whole, tokens = rounds[0][0], rounds[0][0]["tokens"]
         print(f"{whole['documents']:,} documents, {tokens:,} tokens")
         print(f"tf_mlm           {tokens / ours:>12,.0f} tokens/s")
-        print(f"tokenizers alone {tokens / peer:>12,.0f} tokens/s; tf_mlm reaches {share:.0%} of it")
+        print(f"tokenizers alone {tokens / peer:>12,.0f} tokens/s; tf_mlm reaches {share:.0%} of that")
         print(f"second start     {whole['again']:>12.2f} s, from the cache")
         for result in (run("ours", f"{folder}/tenth"), whole):
             anonymous, peak = (f"{result[name] / 2**20:,.0f} MiB" for name in ("anonymous", "peak"))
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def write_corpus(arguments: argparse.Namespace) -> None:
-    """The data set's texts in arrow files: all of them, and every tenth."""
+    """Write the texts of the dataset to arrow files: all of them, and every tenth."""
     import datasets
 
     splits = datasets.load_dataset(arguments.dataset)
@@ -93,7 +93,7 @@ def prepare(arguments: argparse.Namespace) -> None:
 
 
 class PeakMemory(threading.Thread):
-    """Samples this process' memory, from Linux' account of it."""
+    """Samples the memory of this process from `/proc/self/status` (Linux only)."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)

@@ -1,10 +1,10 @@
-"""Is anything learned differently? The fast defaults beside the plain float32 model with the stock loss.
+"""Compare learning with the fast defaults and with the plain float32 model and the stock loss.
 
-    python benchmarks/same_learning.py --model WARM_WEIGHTS [--dataset NAME_OR_PATH] [--plot plots/same_learning.png]
+    python benchmarks/same_learning.py --model NAME_OR_DIR [--dataset NAME_OR_PATH] [--plot FILE]
 
-Both train on the same sequences, order and masks, with the same optimizer. The plain one is transformers' own class:
-loss over the logits of every position, Keras' own dropout, no XLA. Each run is a process of its own; validation is
-token-weighted over the same masked tokens, each in its own precision.
+Both train on the same sequences, order and masks, with the same optimizer. The plain model is the class of
+transformers: loss over the logits of every position, Keras' dropout, no XLA. Each run is a separate process. Validation
+is token-weighted over the same masked tokens, in the precision of the run.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    """Train one of the two with one seed; prints its validation losses by step."""
+    """Train one of the two models with one seed and print its validation losses by step."""
     from tf_mlm import runtime
     from tf_mlm.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainingConfig
 
@@ -78,12 +78,14 @@ def train(arguments: argparse.Namespace) -> None:
     import transformers
 
     from tf_mlm.data.pipeline import build_collator, build_validation_dataset
-    from tf_mlm.training.train import prepare
+    from tf_mlm.run.directory import RunDirectory
+    from tf_mlm.training.train import build_job
 
-    model, tokenizer, data, length, _ = prepare(config)
-    batches = data.train_dataset(config, tokenizer, length.epochs)
+    job = build_job(config, RunDirectory(Path("unused")))  # creates no directory
+    model, data = job.model, job.data
+    batches = data.train_dataset(config, job.tokenizer, job.length.epochs)
     validation = build_validation_dataset(
-        build_collator(data.validation, tokenizer, config.masking, 0, validation=True),
+        build_collator(data.validation, job.tokenizer, config.masking, 0, validation=True),
         data.validation_rows,
         batch_size=arguments.batch_size,
     )
@@ -129,9 +131,9 @@ def plot(path: Path, losses: dict[tuple[str, int], dict[str, float]]) -> None:
     for (worker, seed), by_step in losses.items():
         steps = [int(step) for step in by_step]
         style = {"fast": {"color": "C0"}, "plain": {"color": "C1", "linestyle": "--"}}[worker]
-        label = {"fast": "tf_mlm's defaults", "plain": "plain float32, stock loss"}[worker]
+        label = {"fast": "tf_mlm, defaults", "plain": "plain float32, stock loss"}[worker]
         axes.plot(steps[1:], list(by_step.values())[1:], label=f"{label}, seed {seed}", alpha=0.8, **style)
-    axes.set(xlabel="step", ylabel="validation loss (nats a masked token)")
+    axes.set(xlabel="step", ylabel="validation loss (nats per masked token)")
     axes.legend(frameon=False)
     axes.figure.savefig(path, dpi=120)
 

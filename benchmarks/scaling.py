@@ -1,9 +1,9 @@
-"""How cost grows: tokens/s and peak memory over batch size, sequence length, threads and model.
+"""Measure tokens/s and peak memory by batch size, sequence length, threads and model.
 
     python benchmarks/scaling.py --models NAME_OR_DIR [NAME_OR_DIR ...] [--dataset NAME_OR_PATH]
 
-tf_mlm with its defaults, random weights. One thing is varied at a time around 32 x 128 on all cores; `--grid` runs
-every combination. Each measurement is a process of its own.
+tf_mlm runs with its defaults and random weights. One quantity varies at a time around 32 x 128 on all cores; `--grid`
+measures every combination. Each measurement is a separate process.
 """
 
 import argparse
@@ -26,17 +26,17 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[64, 128, 256, 512])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--accumulate-steps", type=int, nargs="+", default=[1, 4])
-    parser.add_argument("--steps", type=int, default=3, help="timed steps")
-    parser.add_argument("--grid", action="store_true")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps per measurement")
+    parser.add_argument("--grid", action="store_true", help="measure every combination")
     arguments = parser.parse_args()
     axes = [arguments.batch_sizes, arguments.lengths, arguments.threads, arguments.accumulate_steps]
-    centre = (32, 128, max(arguments.threads), 1)
+    center = (32, 128, max(arguments.threads), 1)
     if arguments.grid:
         cases = set(itertools.product(*axes))
     else:
-        cases = {(*centre[:i], value, *centre[i + 1 :]) for i, axis in enumerate(axes) for value in axis}
+        cases = {(*center[:i], value, *center[i + 1 :]) for i, axis in enumerate(axes) for value in axis}
     header = ["model", "batch", "length", "threads", "parts"]
-    print("| " + " | ".join([*header, "tokens/s", "tokens/s a thread", "peak GiB"]) + " |")
+    print("| " + " | ".join([*header, "tokens/s", "tokens/s per thread", "peak GiB"]) + " |")
     print("|---" + "|---:" * 7 + "|")
     for model, case in itertools.product(arguments.models, sorted(cases)):
         result = measure(model, arguments, *case)
@@ -64,7 +64,7 @@ def measure(
         [sys.executable, OURS, *flags],
         capture_output=True,
         text=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, cores),  # TensorFlow takes as many threads as it has cores
+        preexec_fn=lambda: os.sched_setaffinity(0, cores),  # TensorFlow starts one thread per core
     )
     if done.returncode:
         sys.exit(f"{' '.join(flags)} failed:\n{done.stderr[-3000:]}")

@@ -1,13 +1,13 @@
-"""Sentences a second: the SavedModel's fill_mask against the transformers fill-mask pipeline in TensorFlow.
+"""Compare sentences/s of the SavedModel's fill_mask with the fill-mask pipeline of transformers in TensorFlow.
 
     python benchmarks/serving.py [--model NAME_OR_DIR] [--rounds 5]
 
-Without --model: DistilBERT-base with random weights and a vocabulary of the sample, which needs no network; the time
-does not depend on the weights. Float32, the same sentences for both, strings in and the five likeliest words out. The
-two take turns; a figure is the median over the rounds, a ratio the median of the rounds' ratios.
+Without --model, it uses DistilBERT-base with random weights and a vocabulary of the sample, which needs no network; the
+time does not depend on the weights. Both compute in float32 and get the same strings, and both return the five most
+likely words. They take turns. A speed is the median over the rounds, a ratio is the median of the rounds' ratios.
 
-The pipeline's batch_size does nothing in TensorFlow (transformers 4.54 runs a list there sentence by sentence), so that
-a last row sets fill_mask against tokenizer and model called on the whole padded batch by hand.
+The batch_size of the pipeline has no effect in TensorFlow (transformers 4.54 runs a list sentence by sentence). A last
+row therefore compares fill_mask with tokenizer and model called on the whole padded batch by hand.
 """
 
 import argparse
@@ -28,10 +28,10 @@ TOP_K = 5
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="", help="a trained model; random weights without it")
+    parser.add_argument("--model", default="", help="a trained model [random weights]")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    runtime.prepare(TrainingConfig(xla="off"))  # the peer as it comes: no flags that it would not have
+    runtime.prepare(TrainingConfig(xla="off"))  # the flags of XLA would also apply to the pipeline
     import tensorflow as tf
     import transformers
 
@@ -81,7 +81,7 @@ def main() -> None:
             "one by one": (lambda s: [pipeline(x) for x in s], lambda s: [fill_mask([x]) for x in s]),
             "a list of 32": (pipeline, fill_mask),
             "a list of 32, batch_size=32": (lambda s: pipeline(s, batch_size=32), fill_mask),
-            "a batch of 32, the peer's by hand": (by_hand, fill_mask),
+            "a batch of 32, transformers by hand": (by_hand, fill_mask),
         }
         for name, (peer, ours) in cases.items():
             rows = [(seconds(peer, sentences), seconds(ours, sentences)) for _ in range(arguments.rounds + 1)][1:]
@@ -100,7 +100,7 @@ def seconds(call: Callable[[list[str]], Any], sentences: list[str]) -> float:
 
 
 def make_sentences(documents: list[str], tokenizer: Any, num_tokens: int) -> list[str]:
-    """Texts of the sample with one word masked, from 3/4 to 5/4 of `num_tokens` long, [CLS] and [SEP] included."""
+    """Texts of the sample with one masked word and 3/4 to 5/4 of `num_tokens` tokens, [CLS] and [SEP] included."""
     numbers = random.Random(num_tokens)
     words = " ".join(documents).split()
     sentences = []

@@ -1,9 +1,9 @@
-"""Seconds from the command to its answer: `--help`, a refused setting, and the first training step with a warm cache.
+"""Measure the seconds to the answer of `--help`, to a refused setting, and to the end of the first training step.
 
     python benchmarks/startup.py [--model NAME_OR_DIR] [--dataset NAME_OR_PATH]
 
-The floor of the first step is what no command can do without: importing TensorFlow and transformers, and one trace and
-compilation of the step, measured inside the same process.
+The cache is warm. The lower bound of the first step is the time to import TensorFlow and transformers and to trace and
+compile the step once; both are measured.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def seconds_of(command: list[str]) -> float:
 
 
 def first_step(train: list[str], flags: list[str]) -> tuple[float, float]:
-    """Seconds to the end of the first step, and of these after the start event was written."""
+    """Seconds to the end of the first step, and seconds from the start event to that step."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder, "run")
         start = time.perf_counter()

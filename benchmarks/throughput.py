@@ -1,13 +1,13 @@
-"""Training speed beside the peers, all on this machine, in turn, in one run.
+"""Compare training speed with other frameworks on this machine.
 
     pip install -c requirements.txt -e ".[bench]"
     python benchmarks/throughput.py [--model NAME_OR_DIR] [--dataset NAME_OR_PATH] [--rounds 3]
 
-Every system trains DistilBERT from random weights on the same sequences of real reviews, 32 x 128 tokens a step, its
-own masking and input pipeline included. Each measurement is a process of its own (they need different versions of
-Keras); each round runs all of them, so that a machine that slows down slows all. Printed: median tokens/s over the
-timed steps of all rounds, the peak memory, and ratios. The ceiling is the time of the step's matrix products alone
-(tf_mlm.model.matmul_peak).
+Every system trains DistilBERT with random weights on the same sequences of text, 32 x 128 tokens per step, with its
+own masking and input pipeline. Each measurement is a separate process, because the systems need different versions of
+Keras. Each round runs all systems, so that a change in the speed of the machine affects all of them. The table has the
+median tokens/s over the timed steps of all rounds, the peak memory, and ratios. `matmul peak` is the speed of the
+matrix products of a step alone (tf_mlm.model.matmul_peak).
 """
 
 import argparse
@@ -22,6 +22,7 @@ import transformers
 
 PEERS = Path(__file__).parent / "peers"
 OURS = "tf_mlm"
+PEAK = "matmul peak"
 SYSTEMS = {
     OURS: ["ours.py", "--precision", "auto"],
     "tf_mlm, float32": ["ours.py", "--precision", "float32"],
@@ -32,17 +33,17 @@ SYSTEMS = {
     "PyTorch, float32": ["pytorch.py"],
     "PyTorch, bfloat16": ["pytorch.py", "--precision", "bfloat16"],
     "PyTorch, bfloat16, compiled": ["pytorch.py", "--precision", "bfloat16", "--compile"],
-    "ceiling": ["ceiling.py"],
+    PEAK: ["matmul_peak.py"],
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="distilbert-base-uncased", help="its config and tokenizer are used")
+    parser.add_argument("--model", default="distilbert-base-uncased", help="Hub name or directory of the config")
     parser.add_argument("--dataset", default="stanfordnlp/imdb")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS), metavar="SYSTEM")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=5, help="timed steps a round")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps per round")
     parser.add_argument("--batch-size", type=int, default=32)
     arguments = parser.parse_args()
 
@@ -77,15 +78,15 @@ def print_table(results: dict[str, list[dict]], batch_size: int) -> None:
         for name, runs in results.items()
     }
     memory = {name: max(run["peak_bytes"] for run in runs) / 2**30 for name, runs in results.items()}
-    print(f"{'':<29} {'tokens/s':>9} {'peak GiB':>9} {'ours / it':>10} {'it / ceiling':>13}")
+    print(f"{'':<29} {'tokens/s':>9} {'peak GiB':>9} {'tf_mlm / it':>12} {'it / peak':>10}")
     for name in results:
-        ratio = f"{speed[OURS] / speed[name]:10.2f}" if OURS in speed else " " * 10
-        share = f"{speed[name] / speed['ceiling']:13.2f}" if "ceiling" in speed else ""
-        peak = f"{memory[name]:9.2f}" if name != "ceiling" else " " * 9
+        ratio = f"{speed[OURS] / speed[name]:12.2f}" if OURS in speed else " " * 12
+        share = f"{speed[name] / speed[PEAK]:10.2f}" if PEAK in speed else ""
+        peak = f"{memory[name]:9.2f}" if name != PEAK else " " * 9
         print(f"{name:<29} {speed[name]:9,.0f} {peak} {ratio} {share}")
     stock = "stock Keras, float32"
     if OURS in memory and stock in memory:
-        print(f"peak memory, ours / {stock}: {memory[OURS] / memory[stock]:.2f}")
+        print(f"peak memory, tf_mlm / {stock}: {memory[OURS] / memory[stock]:.2f}")
 
 
 if __name__ == "__main__":

@@ -71,6 +71,7 @@ ORDER = [
     "tf_mlm.training.train",
     "tf_mlm.commands",
     "tf_mlm.commands.libraries",
+    "tf_mlm.api",
     "tf_mlm.commands.train",
     "tf_mlm.commands.fill_mask",
     "tf_mlm.commands.evaluate",

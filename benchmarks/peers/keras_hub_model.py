@@ -1,4 +1,4 @@
-"""KerasHub's DistilBertMaskedLM, on the TensorFlow backend, with its own mask generator over the same ids."""
+"""Train KerasHub's DistilBertMaskedLM on the TensorFlow backend, with its own mask generator on the same ids."""
 
 import json
 import os
@@ -52,7 +52,7 @@ model = keras_hub.models.DistilBertMaskedLM(backbone, preprocessor=None)
 model.compile(
     loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     optimizer=keras.optimizers.AdamW(2e-5, weight_decay=0.01),
-    jit_compile=arguments.compile,  # without it: on a CPU whole-step XLA is slower
+    jit_compile=arguments.compile,  # off by default: compiling the whole step with XLA is slower on CPU
 )
 model.fit(dataset, epochs=1, verbose=0, callbacks=[keras_callback(keras.callbacks.Callback, clock)])
 clock.report(parameters=model.count_params())

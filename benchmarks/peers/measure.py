@@ -1,22 +1,22 @@
-"""What every worker of `throughput.py` shares: its arguments, the clock, and the one line that it prints.
+"""Arguments, clock and output that all workers of `throughput.py` share.
 
-Imports nothing but the standard library and numpy, since each peer lives with another framework.
+Imports only the standard library, numpy and psutil, because each worker uses another framework.
 """
 
 import argparse
 import json
-import resource
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 
 def parse_arguments(*more: tuple[str, dict[str, Any]]) -> argparse.Namespace:
-    """`more`: flags of one worker alone, and what argparse is to know of each."""
+    """The arguments of a worker; `more` has the additional flags of one worker with their options for argparse."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--model", type=Path, required=True, help="folder with config.json and tokenizer")
+    parser.add_argument("--model", type=Path, required=True, help="directory with config.json and tokenizer")
     parser.add_argument("--sequences", type=Path, help="int32 [num_sequences, length] .npy of ids")
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--compile", action="store_true")
@@ -33,7 +33,7 @@ def load_sequences(arguments: argparse.Namespace) -> np.ndarray:
 
 
 class StepClock:
-    """Seconds of every step after the warm-up, from the end of one to the end of the next: input included."""
+    """Measures every step after the warm-up, from the end of the step before it, so that input is included."""
 
     def __init__(self, warmup: int, steps: int):
         self.total_steps = warmup + steps
@@ -42,19 +42,28 @@ class StepClock:
         self._losses: list[float] = []
 
     def step_ended(self, loss: float) -> None:
-        """`loss` is a Python number, so that the step has been waited for."""
+        """`loss` is a Python number, which is available only when the step has finished."""
         self._ends.append(time.perf_counter())
         self._losses.append(loss)
 
     def report(self, **more: object) -> None:
         seconds = np.diff(self._ends[self._warmup - 1 :]).tolist()
-        # Linux counts in KiB.
-        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak_bytes = peak_memory_bytes()
         print(json.dumps({"seconds": seconds, "losses": self._losses, "peak_bytes": peak_bytes, **more}), flush=True)
 
 
+def peak_memory_bytes() -> int:
+    """The largest resident memory of this process so far; the present one where the system does not report it."""
+    memory = psutil.Process().memory_info()
+    if hasattr(memory, "peak_wset"):  # Windows
+        return int(memory.peak_wset)
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), memory.rss)
+
+
 def keras_callback(base: type, clock: StepClock) -> object:
-    """A Keras callback that stops `clock` at the end of every batch; `base` is the Callback class of that Keras."""
+    """A Keras callback that calls `clock` at the end of every batch; `base` is the Callback class of that Keras."""
 
     def on_train_batch_end(self: object, batch: int, logs: dict[str, float]) -> None:
         clock.step_ended(float(logs["loss"]))

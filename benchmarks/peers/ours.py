@@ -1,4 +1,6 @@
-"""tf_mlm with its defaults: the preparation, pipeline, model, optimizer and `fit` that `train.py` uses."""
+"""Train with tf_mlm and its defaults: the job and the `fit` of `train.py`."""
+
+from pathlib import Path
 
 from measure import StepClock, keras_callback, parse_arguments
 
@@ -10,7 +12,7 @@ arguments = parse_arguments(
     ("--accumulate-steps", {"type": int, "default": 1}),
     ("--sequence-length", {"type": int, "default": 128}),
     ("--xla", {"default": "auto"}),
-    ("--write-sequences", {"help": "save the prepared ids here for the peers, and stop"}),
+    ("--write-sequences", {"help": "save the prepared ids for the peers to this file, and stop"}),
 )
 clock = StepClock(arguments.warmup, arguments.steps)
 config = Config(
@@ -29,14 +31,14 @@ runtime.prepare(config.training)
 import numpy as np
 import tf_keras as keras
 
-from tf_mlm.training.train import prepare
+from tf_mlm.run.directory import RunDirectory
+from tf_mlm.training.train import build_job
 
-model, tokenizer, data, length, environment = prepare(config)
+job = build_job(config, RunDirectory(Path("unused")))  # creates no directory
 if arguments.write_sequences:
-    np.save(arguments.write_sequences, data.train.input_ids[data.train_rows])
+    np.save(arguments.write_sequences, job.data.train.input_ids[job.data.train_rows])
     raise SystemExit
-batches = data.train_dataset(config, tokenizer, length.epochs)
-model.fit(
-    batches, steps_per_epoch=clock.total_steps, callbacks=[keras_callback(keras.callbacks.Callback, clock)], verbose=0
-)
-clock.report(parameters=model.count_params(), precision=environment["precision"], xla=environment["xla"])
+batches = job.data.train_dataset(config, job.tokenizer, job.length.epochs)
+callbacks = [keras_callback(keras.callbacks.Callback, clock)]
+job.model.fit(batches, steps_per_epoch=clock.total_steps, callbacks=callbacks, verbose=0)
+clock.report(parameters=job.model.count_params(), precision=job.machine.precision.name, xla=str(job.machine.xla))

@@ -1,4 +1,4 @@
-"""PyTorch: transformers' DistilBertForMaskedLM and collator, a DataLoader, fused AdamW, the loop of the HF course."""
+"""Train in PyTorch: DistilBertForMaskedLM and collator of transformers, DataLoader, fused AdamW, a plain loop."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The usual Keras recipe: transformers' TF model and loss, its collator in `to_tf_dataset`, its AdamWeightDecay."""
+"""Train with the usual Keras recipe: model, loss, collator in `to_tf_dataset` and AdamWeightDecay of transformers."""
 
 import os
 

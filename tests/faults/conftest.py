@@ -1,4 +1,4 @@
-"""A file system of its own, which can be filled and made read-only without harm to others."""
+"""A separate file system, which a test can fill and make read-only."""
 
 import subprocess
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ class Disk:
         self.path = path
 
     def fill(self) -> None:
-        """Take all the room there is, to the last byte."""
+        """Use all free space, to the last byte."""
         with open(self.path / "filler", "wb", buffering=0) as file:
             for size in (1 << 16, 1 << 12, 1):
                 try:
@@ -26,7 +26,7 @@ class Disk:
                 except OSError:
                     pass
 
-    def make_room(self) -> None:
+    def free_space(self) -> None:
         (self.path / "filler").unlink()
 
     def remount(self, mode: str) -> None:
@@ -40,8 +40,8 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     try:
         mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tf_mlm-tests", path], capture_output=True)
     except FileNotFoundError:
-        pytest.skip("there is no command `mount` here")
+        pytest.skip("needs the command `mount`")
     if mounted.returncode:
-        pytest.skip(f"a file system may not be mounted here: {mounted.stderr.decode().strip()}")
+        pytest.skip(f"no permission to mount a file system: {mounted.stderr.decode().strip()}")
     yield Disk(path)
     subprocess.run(["umount", "--lazy", path], check=True)

@@ -1,11 +1,11 @@
-"""Runs of the sample that are killed and resumed, over and over: what the kills hit, and whether anything was lost.
+"""Kill and resume runs of the sample; report the phases that were hit and any difference in the results.
 
     python -m tests.faults.kills [--kills 60] [--seed 1] [--table kills.json]
 
-Every run is a process of its own, killed by SIGKILL half of the times at a moment drawn uniformly from the length of an
-uninterrupted run, half of the times in a phase aimed at. What a kill really hit is read off what the process has
-printed and left on disk. In the end the run must equal the uninterrupted one: weights byte for byte, every number of
-metrics.jsonl and history.csv but times.
+Every run is a separate process. Half of the kills come at a time drawn uniformly from the length of an uninterrupted
+run, the other half aim at a phase. The output and the files of the process show the phase that a kill hit. In the end,
+the run must equal the uninterrupted one: weights byte for byte, and every number of metrics.jsonl and history.csv
+except times.
 """
 
 import argparse
@@ -27,12 +27,12 @@ from typing import Any
 from tests.conftest import ROOT
 from tests.tiny_run import STEPS_PER_EPOCH, TIMES, TINY, timeless
 
-# The phases that every campaign hits, and those between them. `start` is Python and its imports, before a run is there.
+# Every campaign aims at these phases. `start` is Python with its imports, before the run directory exists.
 AIMED_AT = ("data preparation", "first step", "mid-epoch", "checkpoint", "validation", "export")
 PHASES = ("start", *AIMED_AT, "end of epoch", "after the end")
 
-# The last bits of a step are the same for any batch shape, but each precision and each way through a batch has its own.
-# The rate climbs until, after three of six epochs, one is no better.
+# Each precision and each way to process a batch gives other last bits. In `_EARLY`, the learning rate climbs until,
+# after three of six epochs, an epoch is no better than the one before.
 _EARLY = (
     "--training.early_stopping_patience", "1", "--epochs", "6", "--learning-rate", "0.1",
     "--optimizer.warmup_ratio", "0.3",
@@ -47,13 +47,20 @@ VARIANTS = {
     "early stopping": _EARLY,
     "early stopping, bfloat16": (*_EARLY, *_HALF),
 }
-# 20 batches of validation, so that it takes long enough to be hit.
+# 20 batches, so that validation takes long enough to be hit.
 SAMPLE = ("--data.num_validation_sequences", "320", "--training.log_every", "1", "--checkpoint.every_steps", "3")
 
 
 @dataclass(frozen=True)
 class Kill:
-    """`aim` is a phase or "uniform", `phase` what was hit, `seconds` into the life, `step` the last that was logged."""
+    """A kill.
+
+    Attributes:
+        aim: a phase, or "uniform".
+        phase: the phase that was hit.
+        seconds: since the start of the process.
+        step: the last one logged.
+    """
 
     variant: str
     aim: str
@@ -65,15 +72,15 @@ class Kill:
 
 @dataclass
 class Outcome:
-    """What a run that was killed ended in."""
+    """The result of a run that was killed."""
 
     variant: str
     kills: list[Kill] = field(default_factory=list)
-    differences: list[str] = field(default_factory=list)  # from the uninterrupted run; empty where nothing was lost
+    differences: list[str] = field(default_factory=list)  # from the uninterrupted run
 
 
 class Life:
-    """One process of a run, from its start to its end or to the kill."""
+    """One process of a run, from its start to its end or to its kill."""
 
     def __init__(
         self, folder: Path, flags: tuple[str, ...], steps_per_epoch: int = STEPS_PER_EPOCH, **environment: str
@@ -98,7 +105,7 @@ class Life:
         return self._log_path.read_text(errors="replace")
 
     def _config_inode(self) -> int:
-        """Written anew by each life once it has the lock."""
+        """Each process rewrites the file when it has the lock."""
         path = self.run / "config.toml"
         return path.stat().st_ino if path.exists() else 0
 
@@ -108,13 +115,13 @@ class Life:
         return [json.loads(line) for line in lines]
 
     def phase(self) -> str:
-        """What the process is, or was when it died, doing."""
+        """The phase that the process is in, or was in when it died."""
         if set(self.run.glob("checkpoints/.step-*")) - self._temporary_before:
             return "checkpoint"
         if self._config_inode() == self._config_before:
             return "start"
         log = self.log
-        if "\nprecision " not in log:  # the last line said before training
+        if "\nprecision " not in log:  # the last line before training
             return "data preparation"
         events = self.events()
         last = events[-1] if events else {"event": "none", "step": -1}
@@ -123,7 +130,7 @@ class Life:
         if not events:
             return "validation"
         if last["event"] == "epoch" and (self.run / "checkpoints" / f"step-{last['step']:010d}").exists():
-            return "export"  # only the end of training writes a checkpoint of an epoch's last step
+            return "export"  # only the end of training writes a checkpoint at the last step of an epoch
         if "\nstep " not in log and "\nepoch " not in log:
             return "first step"
         if last["event"] == "epoch":
@@ -153,7 +160,7 @@ class Life:
 
 @dataclass(frozen=True)
 class Whole:
-    """An uninterrupted run: its folder, its length, and how many seconds each phase took the first time it came."""
+    """An uninterrupted run: its directory, its length, and the seconds in each phase."""
 
     folder: Path
     seconds: float
@@ -167,7 +174,7 @@ def run_whole(folder: Path, flags: tuple[str, ...], steps_per_epoch: int = STEPS
     now, phase = life.seconds, "start"
     while life.process.poll() is None:
         before, now = now, life.seconds
-        if now - before < 60:  # else the whole machine slept
+        if now - before < 60:  # otherwise the machine was suspended
             seen[phase] += now - before
         phase = life.phase()
         time.sleep(0.002)
@@ -178,15 +185,17 @@ def run_whole(folder: Path, flags: tuple[str, ...], steps_per_epoch: int = STEPS
 
 
 def kill_once(life: Life, variant: str, aim: str, whole: Whole, rng: random.Random) -> Kill | None:
-    """Kill `life` as `aim` says; None where it ended before."""
+    """Kill `life` at `aim`; None if it ended before."""
     if aim == "uniform":
         alive = life.wait(rng.uniform(0, whole.seconds))
     elif aim == "checkpoint":
-        for _ in range(rng.randrange(3)):  # not always the life's first
+        for _ in range(rng.randrange(3)):  # not always the first of the process
             life.wait_until(lambda: life.phase() == aim)
             life.wait_until(lambda: life.phase() != aim)
         alive = life.wait_until(lambda: life.phase() == aim) and life.wait(rng.uniform(0, 0.003))
-    elif aim == "validation" and rng.random() < 0.7:  # of an epoch: a moment, where that before training is long
+    elif (
+        aim == "validation" and rng.random() < 0.7
+    ):  # that of an epoch, which is short; the one before training is long
         first = life.events()
         alive = life.wait_until(lambda: life.phase() == "validation" and len(life.events()) > max(1, len(first)))
     elif aim == "mid-epoch":
@@ -204,7 +213,7 @@ def run_killed(
     folder: Path, variant: str, flags: tuple[str, ...], aims: list[str], whole: Whole, rng: random.Random,
     steps_per_epoch: int = STEPS_PER_EPOCH,
 ) -> Outcome:  # fmt: skip
-    """Kill one run as often as `aims` says, let it end, and compare."""
+    """Kill one run at each of `aims`, let it finish, and compare it with `whole`."""
     folder.mkdir(parents=True)
     outcome = Outcome(variant)
     while True:
@@ -222,7 +231,7 @@ def run_killed(
 
 
 def differences(run: Path, whole: Path) -> list[str]:
-    """What a run that was killed has other than one that was not."""
+    """Differences between a run that was killed and an uninterrupted one."""
     found = []
     if (run / "model" / "model.safetensors").read_bytes() != (whole / "model" / "model.safetensors").read_bytes():
         found.append("the weights")
@@ -234,7 +243,7 @@ def differences(run: Path, whole: Path) -> list[str]:
         found.append("metrics.jsonl")
     if _history(run) != _history(whole):
         found.append("history.csv")
-    # Same files, but for TensorBoard's, which bear times; nothing half written is left.
+    # The same files, except those of TensorBoard, whose names have times; no temporary files.
     ours, others = (
         sorted(str(path.relative_to(each)) for path in each.rglob("*") if "tensorboard" not in str(path))
         for each in (run, whole)
@@ -251,8 +260,8 @@ def _history(run: Path) -> list[dict[str, str]]:
 def campaign(folder: Path, num_kills: int, seed: int, table: Path, at_least: int = 5) -> list[Outcome]:
     """Kill runs of all variants until there are `num_kills` kills, and `at_least` in each phase aimed at.
 
-    A run is killed three times in the phases hit least so far, and three times uniformly, as far as it gets; a moment
-    drawn behind its end ends it. What is known so far is written to `table` after each run.
+    A run is killed three times in the phases with the fewest hits, and three times uniformly. A time after its end
+    means no further kill. The results so far are written to `table` after each run.
     """
     rng = random.Random(seed)
     (folder / "tiny.toml").write_text(TINY)
@@ -262,7 +271,7 @@ def campaign(folder: Path, num_kills: int, seed: int, table: Path, at_least: int
         wholes[variant] = run_whole(folder / f"whole-{number}", flags[variant])
         print(f"{variant}: {wholes[variant].seconds:.1f} s without a kill", flush=True)
         last = json.loads((wholes[variant].folder / "RUN" / "metrics.jsonl").read_text().splitlines()[-1])
-        assert last["epoch"] == 3, f"{variant}: ended after epoch {last['epoch']}"  # by its length or early
+        assert last["epoch"] == 3, f"{variant}: ended after epoch {last['epoch']}"  # by its length or by early stopping
     return kill_runs(folder, flags, wholes, num_kills, rng, table, at_least)
 
 
@@ -278,20 +287,20 @@ def kill_runs(
             break
         by_variant = Counter(kill.variant for kill in kills)
         variant = min(VARIANTS, key=lambda name: by_variant[name])
-        # In the order in which they come, or the run would never get that far.
+        # In chronological order; otherwise the run would never reach the later phases.
         targets = sorted(sorted(AIMED_AT, key=lambda phase: hits[phase])[:3], key=AIMED_AT.index)
         aims = [aim for target in targets for aim in rng.sample([target, "uniform"], 2)]
         outcome = run_killed(folder / f"run-{number}", variant, flags[variant], aims, wholes[variant], rng)
         outcomes.append(outcome)
         write_table(table, outcomes)
-        print(f"{variant}: {', '.join(outcome.differences) or 'nothing lost'}", flush=True)
+        print(f"{variant}: {', '.join(outcome.differences) or 'no difference'}", flush=True)
         if not outcome.differences:
             shutil.rmtree(folder / f"run-{number}")
     return outcomes
 
 
 def describe(outcomes: list[Outcome]) -> str:
-    """The table: kills by phase and variant, those before the first checkpoint apart, and what was lost."""
+    """The table: kills by phase and variant, kills before the first checkpoint, and differences."""
     variants = list(dict.fromkeys(outcome.variant for outcome in outcomes))
     width = max(len(variant) for variant in variants)
     lines = [f"{'':<18}" + "".join(f"{variant:>{width + 2}}" for variant in variants) + f"{'all':>8}"]
@@ -304,9 +313,9 @@ def describe(outcomes: list[Outcome]) -> str:
     lost = sum(bool(outcome.differences) for outcome in outcomes)
     lines.append(
         f"{len(kills)} kills, {uniform} of them uniform in time, {early} before the first checkpoint; "
-        f"{len(outcomes)} runs, {lost} of them lost anything"
+        f"{len(outcomes)} runs, {lost} of them with differences"
     )
-    lines += [f"LOST {each.variant}: {', '.join(each.differences)}" for each in outcomes if each.differences]
+    lines += [f"DIFFERENT {each.variant}: {', '.join(each.differences)}" for each in outcomes if each.differences]
     return "\n".join(lines)
 
 
@@ -315,10 +324,10 @@ def write_table(path: Path, outcomes: list[Outcome]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Kill runs of the sample and see what is lost.")
+    parser = argparse.ArgumentParser(description="Kill and resume runs of the sample, and compare the results.")
     parser.add_argument("--kills", type=int, default=60)
-    parser.add_argument("--seed", type=int, default=1, help="of the moments")
-    parser.add_argument("--table", type=Path, default=Path("kills.json"), help="where every kill is written, as JSON")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the times of the kills")
+    parser.add_argument("--table", type=Path, default=Path("kills.json"), help="JSON file for all kills")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tf_mlm-kills-", ignore_cleanup_errors=True) as folder:
         outcomes = campaign(Path(folder), arguments.kills, arguments.seed, arguments.table)

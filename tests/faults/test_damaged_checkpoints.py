@@ -1,4 +1,4 @@
-"""A checkpoint that is damaged is passed over for the one before it, in a run that then ends as if nothing had been."""
+"""A damaged checkpoint is skipped for the one before it, and the run ends like an undamaged one."""
 
 import json
 import re
@@ -37,7 +37,7 @@ FILES = ("arrays.safetensors", "state.json")
 
 @pytest.fixture(scope="module")
 def stopped(tensorflow: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that was stopped at step 13, with checkpoints of steps 12 and 13. Not to be written to."""
+    """The directory of a run that was stopped at step 13, with checkpoints of steps 12 and 13. Read-only."""
     folder = tmp_path_factory.mktemp("stopped")
     with pytest.MonkeyPatch.context() as patch:
         send_signal(patch, "on_train_batch_end", at_step=13)
@@ -56,55 +56,55 @@ def folder(stopped: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(stopped, tmp_path / "copy"))
 
 
-def goes_on_from_the_one_before(folder: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def assert_resumes_from_the_one_before(folder: Path, uninterrupted: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert train(folder, *FLAGS, "--resume") == 0
-    said = capsys.readouterr().out
-    assert re.search(rf"^checkpoint {NEWEST} passed over: \w+: \S", said, re.M), said
-    assert "resumed    at step 12\n" in said
-    assert_same_run(folder / "RUN", whole)
+    output = capsys.readouterr().out
+    assert re.search(rf"^checkpoint {NEWEST} passed over: \w+: \S", output, re.M), output
+    assert "resumed    at step 12\n" in output
+    assert_same_run(folder / "RUN", uninterrupted)
 
 
-def test_a_flipped_byte_costs_a_checkpoint_and_nothing_else(
+def test_a_run_with_a_flipped_byte_in_its_newest_checkpoint_resumes_from_the_one_before(
     finished_run: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     DAMAGES["a byte flipped"](folder / "RUN" / "checkpoints" / NEWEST / "arrays.safetensors")
-    goes_on_from_the_one_before(folder, finished_run, capsys)
+    assert_resumes_from_the_one_before(folder, finished_run, capsys)
 
 
-def test_every_damage_to_a_real_checkpoint_is_found(
+def test_every_damage_to_a_checkpoint_is_detected(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without the training that follows."""
+    """Without resuming the training."""
     from tf_mlm.run.checkpoint import load_checkpoint
 
     newest = folder / "RUN" / "checkpoints" / NEWEST
     fingerprint = json.loads(json.loads((newest / "state.json").read_text())["state"])["fingerprint"]
     progress, _ = load_checkpoint(newest.parent, fingerprint)
     assert progress.step == 13
-    sound = shutil.copytree(newest, tmp_path / "sound")
+    intact = shutil.copytree(newest, tmp_path / "intact")
     for file in FILES:
         for name, damage in DAMAGES.items():
             damage(newest / file)
             progress, arrays = load_checkpoint(newest.parent, fingerprint)
             assert progress.step == 12 and len(arrays) > 10, (file, name)
-            said = capsys.readouterr().out
-            assert re.fullmatch(rf"checkpoint {NEWEST} passed over: \w+: \S.*\n", said), (file, name)
-            shutil.copy(sound / file, newest / file)
+            output = capsys.readouterr().out
+            assert re.fullmatch(rf"checkpoint {NEWEST} passed over: \w+: \S.*\n", output), (file, name)
+            shutil.copy(intact / file, newest / file)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_every_damage_costs_a_checkpoint_and_nothing_else(
+def test_a_run_with_a_damaged_newest_checkpoint_resumes_from_the_one_before(
     finished_run: Path, folder: Path, capsys: pytest.CaptureFixture[str], file: str, damage: Callable[[Path], object]
 ) -> None:
     damage(folder / "RUN" / "checkpoints" / NEWEST / file)
-    goes_on_from_the_one_before(folder, finished_run, capsys)
+    assert_resumes_from_the_one_before(folder, finished_run, capsys)
 
 
 @pytest.mark.slow
-def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_left_as_it_is(
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_left_unchanged(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = folder / "RUN"

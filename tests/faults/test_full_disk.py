@@ -1,5 +1,4 @@
-"""A disk that fills in the middle of a run: exit code 4, one line, what was written before is whole, and the run goes
-on when there is room."""
+"""A disk becomes full during a run: exit code 4, one line, intact files; the run resumes when space is free."""
 
 import re
 from collections.abc import Callable
@@ -16,7 +15,7 @@ FLAGS = ("--checkpoint.every_steps", "6", "--output-dir", "RUN", "--resume")
 
 
 def fill_at(patch: pytest.MonkeyPatch, disk: Disk, owner: Any, method: str, call: int) -> None:
-    """Fill the disk just before `owner.method` is called for the `call`th time."""
+    """Fill the disk immediately before call number `call` of `owner.method`."""
     original, calls = getattr(owner, method), [0]
 
     def filled(*arguments: Any, **options: Any) -> Any:
@@ -70,8 +69,8 @@ def model_card() -> tuple[Any, str, int]:
     return ending, "build_model_card", 1
 
 
-def fills_and_goes_on(
-    disk: Disk, whole: Path, capsys: pytest.CaptureFixture[str], moment: Callable[[], tuple[Any, str, int]]
+def assert_run_survives_full_disk(
+    disk: Disk, uninterrupted: Path, capsys: pytest.CaptureFixture[str], moment: Callable[[], tuple[Any, str, int]]
 ) -> None:
     run = disk.path / "RUN"
     capsys.readouterr()
@@ -80,16 +79,16 @@ def fills_and_goes_on(
         assert train(disk.path, *FLAGS) == 4
     lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith(("step ", "epoch "))]
     assert len(lines) == 1, lines
-    assert re.fullmatch("error: input/output failed: .*; what was written before is whole", lines[0])
+    assert re.fullmatch("error: I/O error: .*; files already written are intact", lines[0])
     assert list(run.glob("checkpoints/step-*")) and not list(run.rglob(".*.????????"))
-    disk.make_room()
+    disk.free_space()
     assert train(disk.path, *FLAGS) == 0
     assert "passed over" not in capsys.readouterr().out
-    assert_same_run(run, whole)
+    assert_same_run(run, uninterrupted)
 
 
 def test_a_disk_full_at_a_checkpoint(finished_run: Path, disk: Disk, capsys: pytest.CaptureFixture[str]) -> None:
-    fills_and_goes_on(disk, finished_run, capsys, checkpoint_of_step_18)
+    assert_run_survives_full_disk(disk, finished_run, capsys, checkpoint_of_step_18)
 
 
 @pytest.mark.slow
@@ -100,4 +99,4 @@ def test_a_disk_full_at_a_checkpoint(finished_run: Path, disk: Disk, capsys: pyt
 def test_a_disk_full_at_any_other_moment(
     finished_run: Path, disk: Disk, capsys: pytest.CaptureFixture[str], moment: Callable[[], tuple[Any, str, int]]
 ) -> None:
-    fills_and_goes_on(disk, finished_run, capsys, moment)
+    assert_run_survives_full_disk(disk, finished_run, capsys, moment)

@@ -1,4 +1,4 @@
-"""SIGKILL at any moment: the resumed run ends in the same weights and the same numbers as one never killed."""
+"""SIGKILL at any time: the resumed run ends with the same weights and numbers as an uninterrupted one."""
 
 import random
 from collections import Counter
@@ -11,8 +11,10 @@ from tests.tiny_run import TINY, train
 from tests.training.test_train import assert_same_run
 
 
-def test_a_run_killed_while_it_writes_a_checkpoint_loses_nothing(finished_run: Path, tmp_path: Path) -> None:
-    """One process, killed; the rest in this one, which has TensorFlow already."""
+def test_a_run_killed_while_it_writes_a_checkpoint_ends_with_the_same_results(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    """Kills one process and resumes in this process, which has imported TensorFlow already."""
     (tmp_path / "tiny.toml").write_text(TINY)
     flags = ("--checkpoint.every_steps", "3")
     life = Life(tmp_path, ("--config", "tiny.toml", *flags))
@@ -24,7 +26,7 @@ def test_a_run_killed_while_it_writes_a_checkpoint_loses_nothing(finished_run: P
 
 
 @pytest.mark.slow
-def test_no_kill_over_runs_of_the_sample_loses_anything(tmp_path: Path) -> None:
+def test_no_kill_of_a_sample_run_changes_its_results(tmp_path: Path) -> None:
     """50 kills or more, half of them uniform in time, each phase hit 5 times. Half an hour; -rP shows the table."""
     outcomes = campaign(tmp_path, num_kills=60, seed=1, table=tmp_path / "kills.json")
     print(describe(outcomes))
@@ -36,7 +38,7 @@ def test_no_kill_over_runs_of_the_sample_loses_anything(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_no_kill_over_the_warm_model_on_real_reviews_loses_anything(shared: Path, tmp_path: Path) -> None:
+def test_no_kill_of_a_pretrained_model_on_reviews_changes_its_results(shared: Path, tmp_path: Path) -> None:
     flags = (
         "--model", str(shared / "models" / "minilm-l6-distilbert"), "--dataset", str(shared / "data" / "imdb"),
         "--data.num_train_sequences", "64", "--data.num_validation_sequences", "32", "--data.sequence_length", "64",

@@ -1,5 +1,6 @@
-"""Whatever is in a file or on the command line: either it works, or it is refused in one line. Never another error, a
-hang, or damaged output. A few hundred cases always, thousands of them with `-m slow`."""
+"""Any file and any command line either works or is refused in one line: no other error, no hang, no damaged output.
+
+The default suite tries a few hundred cases, `-m slow` thousands."""
 
 import contextlib
 import gzip
@@ -33,7 +34,7 @@ from tf_mlm.errors import Refused
 from tf_mlm.run.checkpoint import load_checkpoint
 from tf_mlm.run.directory import RunDirectory, newest_unfinished_run
 
-_SECONDS = 30  # of processor time that a case may take
+_SECONDS = 30  # limit of processor time for a case
 Check = Callable[..., None]
 
 few_or_many = pytest.mark.parametrize("cases", [20, pytest.param(1000, marks=pytest.mark.slow)], ids=["few", "many"])
@@ -51,7 +52,7 @@ def check_all(cases: int, strategy: st.SearchStrategy[Any], check: Check) -> Non
 
 @contextlib.contextmanager
 def no_hang() -> Iterator[None]:
-    """In processor time, so that a machine that is busy or asleep makes nothing fail."""
+    """Limits processor time, so that a busy or suspended machine makes no test fail."""
 
     def hangs(*arguments: object) -> None:
         raise AssertionError(f"no answer within {_SECONDS} s of processor time")
@@ -66,7 +67,7 @@ def no_hang() -> Iterator[None]:
 
 
 def answer(call: Callable[[], Any]) -> Any:
-    """What `call` returns, or None where it is refused in one line."""
+    """The result of `call`, or None if it is refused in one line."""
     try:
         return call()
     except Refused as refused:
@@ -75,7 +76,7 @@ def answer(call: Callable[[], Any]) -> Any:
 
 
 def exit_code(*arguments: str) -> tuple[int, str]:
-    """The exit code of `train.py` and what it printed; a refusal must be one line on stderr and nothing else."""
+    """The exit code and the output of `train.py`; a refusal must be one line on stderr and nothing else."""
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = train_main(list(arguments))
@@ -92,7 +93,7 @@ def some_bytes(*pieces: bytes) -> st.SearchStrategy[bytes]:
 
 @st.composite
 def damaged(draw: Any, whole: bytes) -> bytes:
-    """`whole` with a few bytes changed, cut out, put in or said twice; or cut off."""
+    """`whole` truncated, or with a few bytes changed, removed, inserted or repeated."""
     content = bytearray(whole)
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(content)))
@@ -159,7 +160,7 @@ def test_command_lines(cases: int) -> None:
     flags = [f"--{name}" for name in sorted(setting_fields())]
     flags += ["--epochs", "--batch-size", "--learning-rate", "--model", "--dataset", "--seed", "--resume", "--plan"]
     words = st.sampled_from(["1", "0", "-1", "1e9", "nan", "true", "--", "-", "", "=", "x=y"]) | some_text
-    words = words.filter(lambda word: not word.startswith(("-h", "--h")))  # help is help
+    words = words.filter(lambda word: not word.startswith(("-h", "--h")))  # prints the help
     with_value = st.builds(lambda flag, word: f"{flag}={word}", st.sampled_from(flags), words)
     check_all(
         cases,
@@ -175,7 +176,7 @@ some_texts = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size
 
 @st.composite
 def text_files(draw: Any) -> tuple[str, bytes]:
-    """A name and a content: whole, damaged, or never meant to be."""
+    """A name and a content: valid, damaged, or random."""
     kind = draw(st.sampled_from(KINDS))
     ending = draw(st.sampled_from(["", ".gz"]))
     texts = draw(some_texts)
@@ -200,7 +201,7 @@ def test_files_of_texts(cases: int, document: Any, tmp_path: Path) -> None:
         path.write_bytes(content)
         texts = answer(lambda: list(read_documents([path], column, document)))
         for text in texts or ():
-            text.encode()  # half a surrogate pair is no text
+            text.encode()  # half a surrogate pair cannot be encoded
         path.unlink()
 
     check_all(cases, st.tuples(text_files(), st.sampled_from(["", "text", "stars", "no such"])), check)
@@ -208,7 +209,7 @@ def test_files_of_texts(cases: int, document: Any, tmp_path: Path) -> None:
 
 @few_or_many
 def test_files_of_texts_all_the_way_to_sequences(cases: int, tmp_path: Path, tokenizer: Any, cache: Path) -> None:
-    """What is read is all there in the sequences, token for token, and nothing else is."""
+    """The sequences have exactly the tokens of the documents."""
 
     def check(case: tuple[tuple[str, bytes], bool, int, float]) -> None:
         (name, content), line_by_line, length, fraction = case
@@ -238,7 +239,7 @@ def test_files_of_texts_all_the_way_to_sequences(cases: int, tmp_path: Path, tok
 
 @few_or_many
 def test_folders_of_files_and_their_cards(cases: int, tmp_path: Path) -> None:
-    """No file outside the folder is ever named, whatever its card says and its links point to."""
+    """No file outside the directory is found, with any card and any links."""
     secret = tmp_path / "secret.txt"
     secret.write_text("not for training")
     folder = tmp_path / "data"
@@ -332,7 +333,7 @@ def test_mask_arguments(cases: int) -> None:
 
 @few_or_many
 def test_pipeline_arguments(cases: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every epoch has every sequence once; a start at any step has the rows that the whole has from there."""
+    """Every epoch has every sequence once; a start at any step gives the same rows as the whole pipeline from there."""
 
     class Table:
         def __init__(self, collator: Any, epoch: np.ndarray, index: np.ndarray, batch_size: int):
@@ -365,12 +366,12 @@ def test_pipeline_arguments(cases: int, monkeypatch: pytest.MonkeyPatch) -> None
     check_all(cases, st.tuples(*arguments), check)
 
 
-# --- what a run left
+# --- files of a run
 
 
 @few_or_many
 def test_checkpoints(cases: int, tmp_path: Path) -> None:
-    """A damaged checkpoint is that of before, or as it was; never a third thing."""
+    """Loading damaged checkpoints gives the one before or the unchanged one, and nothing else."""
     save(tmp_path, 4, 5)
     newest = tmp_path / "step-0000000005"
     whole = {path.name: path.read_bytes() for path in newest.iterdir()}
@@ -396,7 +397,7 @@ def test_checkpoints(cases: int, tmp_path: Path) -> None:
 
 @few_or_many
 def test_metrics(cases: int, tmp_path: Path) -> None:
-    """Of whatever metrics.jsonl holds, it is said whether the run is finished, or which line is damaged."""
+    """Reading any metrics.jsonl tells whether the run is finished, or names the damaged line."""
     run = RunDirectory(tmp_path / "runs" / "one")
     run.path.mkdir(parents=True)
     run.config_path.write_text("")
@@ -415,6 +416,6 @@ def test_metrics(cases: int, tmp_path: Path) -> None:
 
 
 @pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def in_separate_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert os.getcwd() != str(ROOT)

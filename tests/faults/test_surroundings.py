@@ -1,4 +1,4 @@
-"""Surroundings that are not as they should be: another process, the clock, the locale, names, the home, the folder."""
+"""Unusual environments: another process, the clock, the locale, paths, the home directory, the output directory."""
 
 import os
 import shutil
@@ -23,12 +23,12 @@ ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIO
 
 
 def command(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
-    """A command of tf_mlm in a process of its own, in `folder`."""
+    """Run a command of tf_mlm in a separate process, in `folder`."""
     environment = {"PYTHONPATH": str(ROOT)} | environment
     return subprocess.run([sys.executable, *arguments], cwd=folder, env=os.environ | environment, capture_output=True)
 
 
-def train_apart(folder: Path, *flags: str, **environment: str) -> None:
+def train_in_process(folder: Path, *flags: str, **environment: str) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "tiny.toml").write_text(TINY)
     flags = ("--config", "tiny.toml", "--output-dir", "RUN", "--resume", *flags)
@@ -41,7 +41,7 @@ def train_apart(folder: Path, *flags: str, **environment: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_second_process_is_refused_while_the_first_lives_and_only_then(finished_run: Path, tmp_path: Path) -> None:
+def test_a_second_process_is_refused_only_while_the_first_is_running(finished_run: Path, tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(TINY)
     first = Life(tmp_path, ("--config", "tiny.toml", "--checkpoint.every_steps", "3"))
     assert first.wait_until(lambda: first.phase() not in ("start", "data preparation")), first.log
@@ -86,14 +86,14 @@ def test_nothing_depends_on_a_clock_that_jumps(finished_run: Path, tmp_path: Pat
     life = Life(tmp_path, ("--config", "tiny.toml", *flags), PYTHONPATH=path)
     assert life.wait_until(lambda: life.phase() == "checkpoint"), life.log
     life.kill("", "")
-    train_apart(tmp_path, *flags, PYTHONPATH=path)
+    train_in_process(tmp_path, *flags, PYTHONPATH=path)
     assert_same_run(tmp_path / "RUN", finished_run)
 
 
 # --- the locale
 
 
-def test_settings_are_printed_as_toml_whatever_the_locale(tmp_path: Path) -> None:
+def test_settings_are_printed_as_toml_in_any_locale(tmp_path: Path) -> None:
     sentence = "Die grüne [MASK], 緑 \U0001f600."
     (tmp_path / "my.toml").write_text(f'[training]\nexample_sentences = ["{sentence}"]\n', encoding="utf-8")
     printed = command(tmp_path, str(ROOT / "train.py"), "--config", "my.toml", "--print-config", **ASCII)
@@ -102,7 +102,7 @@ def test_settings_are_printed_as_toml_whatever_the_locale(tmp_path: Path) -> Non
     assert load_config(tmp_path / "printed.toml").training.example_sentences == (sentence,)
 
 
-def test_an_argument_that_this_locale_cannot_read_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_an_argument_that_the_locale_cannot_decode_is_refused_in_one_line(tmp_path: Path) -> None:
     for script in (["train.py", "--dataset"], ["-m", "tf_mlm", "fill-mask"]):
         script[0] = str(ROOT / "train.py") if script[0] == "train.py" else script[0]
         refused = command(tmp_path, *script, "größe.txt", **ASCII)
@@ -117,7 +117,7 @@ GERMAN = "".join(f"Der grüne Bär Nr. {n} läuft über die Straße und trinkt s
 
 
 @pytest.mark.slow
-def test_texts_and_a_folder_beyond_ascii_in_a_locale_that_knows_ascii_alone(tmp_path: Path) -> None:
+def test_non_ascii_texts_and_directories_in_an_ascii_locale(tmp_path: Path) -> None:
     folder = tmp_path / "Bär 緑"
     folder.mkdir()
     (folder / "texts.txt").write_text(GERMAN, encoding="utf-8")
@@ -134,8 +134,8 @@ def test_texts_and_a_folder_beyond_ascii_in_a_locale_that_knows_ascii_alone(tmp_
 
 
 @pytest.mark.slow
-def test_a_run_named_beyond_ascii_in_a_locale_that_knows_ascii_alone(tmp_path: Path) -> None:
-    """It is the working folder, so that no argument has to be read."""
+def test_a_non_ascii_run_directory_in_an_ascii_locale(tmp_path: Path) -> None:
+    """The run directory is the working directory, so that no argument must be decoded."""
     folder = tmp_path / "Bär 緑"
     folder.mkdir()
     (tmp_path / "tiny.toml").write_text(TINY)
@@ -146,11 +146,11 @@ def test_a_run_named_beyond_ascii_in_a_locale_that_knows_ascii_alone(tmp_path: P
     assert (folder / "plots" / "Bär 緑.png").exists()
 
 
-# --- names
+# --- paths
 
 
 @pytest.mark.slow
-def test_paths_with_spaces_quotes_and_letters_beyond_ascii(tmp_path: Path, capsys: Capture, tensorflow: None) -> None:
+def test_paths_with_spaces_quotes_and_non_ascii_letters(tmp_path: Path, capsys: Capture, tensorflow: None) -> None:
     folder = tmp_path / "mein Ordner, d'été #1 [緑]"
     folder.mkdir()
     (folder / "größe 50%.txt").write_text(GERMAN, encoding="utf-8")
@@ -166,10 +166,10 @@ def test_paths_with_spaces_quotes_and_letters_beyond_ascii(tmp_path: Path, capsy
     assert train(folder, *flags, "--resume", name="Einstellungen é") == 0
 
 
-# --- the home
+# --- the home directory
 
 
-def test_where_the_home_cannot_be_written_the_cache_is_one_of_the_process(
+def test_the_cache_is_a_temporary_directory_if_the_home_directory_is_not_writable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = (
@@ -178,15 +178,15 @@ def test_where_the_home_cannot_be_written_the_cache_is_one_of_the_process(
     )
     for name in ("HF_HOME", "HF_DATASETS_CACHE", "XDG_CACHE_HOME", "MPLCONFIGDIR"):
         monkeypatch.delenv(name, raising=False)
-    folder, is_there = command(tmp_path, "-c", code, HOME="/dev/null/home").stdout.decode().split()
-    assert "tf_mlm-cache-" in folder and is_there == "True" and not Path(folder).exists()
-    assert command(tmp_path, "-c", code, HOME=str(tmp_path / "new")).stdout.decode().split() == ["True"]  # as it was
+    folder, exists = command(tmp_path, "-c", code, HOME="/dev/null/home").stdout.decode().split()
+    assert "tf_mlm-cache-" in folder and exists == "True" and not Path(folder).exists()
+    assert command(tmp_path, "-c", code, HOME=str(tmp_path / "new")).stdout.decode().split() == ["True"]  # unset
     assert (tmp_path / "new" / ".cache" / "huggingface" / "datasets").is_dir()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["missing", "read-only"])
-def test_a_home_that_cannot_be_written_changes_nothing(
+def test_a_run_with_a_home_directory_that_is_not_writable_has_the_same_results(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, kind: str
 ) -> None:
     for name in ("HF_HOME", "HF_DATASETS_CACHE", "XDG_CACHE_HOME", "MPLCONFIGDIR"):
@@ -196,16 +196,16 @@ def test_a_home_that_cannot_be_written_changes_nothing(
         disk = request.getfixturevalue("disk")
         disk.remount("ro")
         home = disk.path
-    train_apart(tmp_path / "work", HOME=str(home))
+    train_in_process(tmp_path / "work", HOME=str(home))
     assert_same_run(tmp_path / "work" / "RUN", finished_run)
 
 
-# --- the output folder
+# --- the output directory
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["checkpoint", "plot", "export"])
-def test_an_output_folder_that_vanishes_ends_the_run_with_4(tmp_path: Path, capsys: Capture, moment: str) -> None:
+def test_a_deleted_output_directory_ends_the_run_with_exit_code_4(tmp_path: Path, capsys: Capture, moment: str) -> None:
     from tf_mlm.training import ending
     from tf_mlm.training.callbacks.checkpoints import Checkpoints
     from tf_mlm.training.callbacks.curves import Curves
@@ -226,10 +226,10 @@ def test_an_output_folder_that_vanishes_ends_the_run_with_4(tmp_path: Path, caps
         capsys.readouterr()
         assert train(tmp_path, "--checkpoint.every_steps", "3", "--epochs", "1", "--output-dir", "RUN") == 4
     lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith(("step ", "epoch "))]
-    assert len(lines) == 1 and lines[0].startswith("error: input/output failed: ")
+    assert len(lines) == 1 and lines[0].startswith("error: I/O error: ")
 
 
-def test_a_read_only_folder_is_refused(disk: Disk, tensorflow: None, capsys: Capture, tmp_path: Path) -> None:
+def test_a_read_only_output_directory_is_refused(disk: Disk, tensorflow: None, capsys: Capture, tmp_path: Path) -> None:
     begun = disk.path / "begun"
     begun.mkdir()
     (begun / "config.toml").write_text(TINY)

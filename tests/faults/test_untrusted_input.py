@@ -1,6 +1,5 @@
-"""What SECURITY.md promises of input that someone else has made. Other promises have their tests beside the code:
-a pickle of weights and another architecture in model/test_loading.py, links and `..` of a data folder in
-data/test_files.py and test_properties.py."""
+"""Guarantees of SECURITY.md for untrusted input. Other guarantees are tested elsewhere: pickled weights and unknown
+architectures in tests/model/, links and `..` in data directories in tests/data/ and test_properties.py."""
 
 import ast
 import builtins
@@ -21,7 +20,7 @@ FORBIDDEN_MODULES = {"pickle", "cloudpickle", "dill", "shelve", "marshal", "jobl
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
 
 
-def test_the_package_knows_no_pickle_and_runs_no_text_as_code() -> None:
+def test_the_package_uses_no_pickle_and_executes_no_text() -> None:
     for path in (ROOT / "tf_mlm").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
@@ -58,11 +57,11 @@ def refusal(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
-def test_code_that_comes_with_a_model_is_neither_run_nor_asked_about(
+def test_code_in_a_model_directory_never_runs_and_nothing_asks_about_it(
     model: Path, monkeypatch: pytest.MonkeyPatch, file: str
 ) -> None:
     def asked(*arguments: object) -> str:
-        pytest.fail("a question, whose answer could be yes")
+        pytest.fail("asked whether to run the code")
 
     monkeypatch.setattr(builtins, "input", asked)
     mark = model.parent / "it ran"
@@ -79,7 +78,7 @@ def test_code_that_comes_with_a_model_is_neither_run_nor_asked_about(
 
 
 @pytest.mark.parametrize("name", ["../elsewhere.safetensors", "/elsewhere.safetensors", "parts/../../elsewhere"])
-def test_an_index_of_weights_may_not_name_files_outside_its_folder(model: Path, name: str) -> None:
+def test_an_index_of_weights_cannot_name_files_outside_its_directory(model: Path, name: str) -> None:
     (model / "model.safetensors").rename(model.parent / "elsewhere.safetensors")
     index = {"metadata": {"total_size": 1}, "weight_map": {"distilbert.embeddings.word_embeddings.weight": name}}
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -87,15 +86,15 @@ def test_an_index_of_weights_may_not_name_files_outside_its_folder(model: Path, 
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"weight_map": 5}', '{"weight_map": {"a": 5}}'])
-def test_an_index_that_is_none_is_refused(model: Path, content: str) -> None:
+def test_a_malformed_index_is_refused(model: Path, content: str) -> None:
     (model / "model.safetensors").unlink()
     (model / "model.safetensors.index.json").write_text(content)
     refusal(model)
 
 
 @pytest.mark.parametrize("kind", ["link", "storage"])
-def test_an_h5_file_may_not_bring_in_other_files(model: Path, kind: str) -> None:
-    """HDF5 can name other files, any file, whose bytes would become weights, and be published with them."""
+def test_an_h5_file_cannot_include_other_files(model: Path, kind: str) -> None:
+    """HDF5 can refer to any file. Its bytes would become weights and be published with them."""
     (model / "model.safetensors").unlink()
     secret = model.parent / "secret"
     secret.write_bytes(b"sixteen letters." * 4)
@@ -111,8 +110,8 @@ def test_an_h5_file_may_not_bring_in_other_files(model: Path, kind: str) -> None
 
 
 @pytest.mark.parametrize("setting", ["vocab_file", "tokenizer_file"])
-def test_a_tokenizer_may_not_be_made_of_files_outside_its_folder(model: Path, setting: str) -> None:
-    """They would be read, and published with the model."""
+def test_a_tokenizer_cannot_use_files_outside_its_directory(model: Path, setting: str) -> None:
+    """They would be read and published with the model."""
     (model / "tokenizer.json").rename(model.parent / "tokenizer.json")
     (model / "vocab.txt").rename(model.parent / "vocab.txt")
     outside = model.parent / {"vocab_file": "vocab.txt", "tokenizer_file": "tokenizer.json"}[setting]
@@ -121,19 +120,19 @@ def test_a_tokenizer_may_not_be_made_of_files_outside_its_folder(model: Path, se
     assert f"tokenizer_config.json names {str(outside)!r}, which lies outside its folder" in refusal(model)
 
 
-def test_a_tokenizer_that_remembers_where_it_was_once_is_loaded(model: Path) -> None:
+def test_a_tokenizer_config_with_old_paths_that_are_not_used_is_loaded(model: Path) -> None:
     settings = json.loads((model / "tokenizer_config.json").read_text())
     remembered = {"special_tokens_map_file": str(model.parent), "tokenizer_file": None}
     (model / "tokenizer_config.json").write_text(json.dumps(settings | remembered))
     load(model)
 
 
-def test_a_run_may_not_have_its_curve_drawn_over_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_cannot_write_its_plot_over_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run = RunDirectory.create(tmp_path / "theirs")
     run.write_config(Config())
     for name in ("../mine.png", str(tmp_path / "mine.png"), "plots/../mine.png"):
-        run.write_environment({"curve": name})
+        run.environment_path.write_text(json.dumps({"curve": name}))
         assert run.choose_curve() == Path("plots") / "mine.png"
 
 
@@ -150,7 +149,7 @@ def test_a_damaged_environment_is_refused_in_one_line(tmp_path: Path, content: s
     RunDirectory.open(run.path).release()
 
 
-def test_random_weights_take_no_file_of_weights_at_all(model: Path) -> None:
+def test_random_weights_read_no_file_of_weights(model: Path) -> None:
     from tf_mlm.model.loading import load_model
     from tf_mlm.model.tokenizer import load_tokenizer
 

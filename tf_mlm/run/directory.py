@@ -220,7 +220,7 @@ class RunDirectory:
         """
         environment = self._read_environment()
         curve, recorded = environment.get("curve"), environment.get("directory", str(self.path.resolve()))
-        if environment:
+        if self.environment_path.exists():
             if not isinstance(curve, str) or not isinstance(recorded, str) or not Path(curve).name.endswith(".png"):
                 raise Refused(f"{self.environment_path}: is damaged: curve = {curve!r}; remove it")
             if recorded == str(self.path.resolve()) or not os.path.exists(recorded):

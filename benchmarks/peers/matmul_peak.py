@@ -1,4 +1,4 @@
-"""The matrix products of tf_mlm's training step alone, in the precision that it picks by itself."""
+"""Time the matrix products of tf_mlm's training step alone, in the precision that it chooses by default."""
 
 from measure import load_sequences, parse_arguments
 
