@@ -1,4 +1,4 @@
-"""A Hub on loopback: as much of the Hub's API as loading a model or a data set from it needs."""
+"""A local stand-in for the Hub: the part of its API that loading a model or a dataset uses."""
 
 import contextlib
 import hashlib
@@ -15,22 +15,22 @@ _COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class HubStandIn:
-    """What the Hub holds, and what it was asked for.
+    """The repositories of the stand-in, and the requests it received.
 
     Args:
         repositories: folder of each repository by its path on the Hub: `owner/name` for a model, `datasets/owner/name`
-            for a data set.
-        errors: the status with which all requests for a repository are answered, by its path.
+            for a dataset.
+        errors: status code for all requests of a repository, by its path.
     """
 
-    def __init__(self, repositories: dict[str, Path], errors: dict[str, int]):
+    def __init__(self, repositories: dict[str, Path], errors: dict[str, int]) -> None:
         self.repositories = repositories
         self.errors = errors
         self.requests: list[str] = []
         self.url = ""
 
     def find(self, path: str) -> tuple[str, str]:
-        """The repository that `path` begins with, and the rest of `path`."""
+        """The repository at the start of `path`, and the rest of `path`."""
         for name in sorted({*self.repositories, *self.errors}, key=len, reverse=True):
             if path == name or path.startswith(f"{name}/"):
                 return name, path[len(name) + 1 :]
@@ -43,7 +43,7 @@ class HubStandIn:
 
 @contextlib.contextmanager
 def serve(repositories: dict[str, Path], errors: dict[str, int] | None = None) -> Iterator[HubStandIn]:
-    """A stand-in that answers at `url` while the block runs."""
+    """Run a stand-in at `url` inside the block."""
     hub = HubStandIn(repositories, errors or {})
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     hub.url = f"http://127.0.0.1:{server.server_port}"
@@ -62,7 +62,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *arguments: Any) -> None:
-        """Nothing: the standard one writes to stderr."""
+        """Log nothing; the default writes to stderr."""
 
     def do_HEAD(self) -> None:
         self._answer({})
@@ -133,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _entries(files: dict[str, Path]) -> list[dict[str, Any]]:
-    """The files, and the folders that they are in, as the tree and paths-info endpoints list them."""
+    """The files and their folders, in the format of the tree and paths-info endpoints."""
     folders = sorted({str(parent) for path in files for parent in Path(path).parents} - {"."})
     entries: list[dict[str, Any]] = []
     for path in folders:

@@ -13,7 +13,8 @@ ORDER = [
     "tf_mlm.hub",
     "tf_mlm.runtime",
     "tf_mlm.data",
-    "tf_mlm.data.files",
+    "tf_mlm.data.local_files",
+    "tf_mlm.data.readers",
     "tf_mlm.data.sample_corpus",
     "tf_mlm.data.corpus",
     "tf_mlm.data.sequences",
@@ -118,8 +119,8 @@ def test_each_module_imports_only_from_those_above_it() -> None:
 
 def test_the_walk_sees_imports() -> None:
     """A walk that found nothing would pass the test above."""
-    assert imported(ast.parse("from tf_mlm import hub\nimport tf_mlm.config\nfrom tf_mlm.data.files import x")) == {
-        "tf_mlm.hub", "tf_mlm.config", "tf_mlm.data.files",
+    assert imported(ast.parse("from tf_mlm import hub\nimport tf_mlm.config\nfrom tf_mlm.data.readers import x")) == {
+        "tf_mlm.hub", "tf_mlm.config", "tf_mlm.data.readers",
     }  # fmt: skip
 
 

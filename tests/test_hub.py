@@ -1,4 +1,4 @@
-"""Claims about names that mean the Hub, and about telling whether it is in reach."""
+"""Tests of resolving names and of the connection check."""
 
 import errno
 import os
@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +20,7 @@ from tf_mlm.errors import HubOutOfReach, Refused
     "name",
     ["imdb", "stanfordnlp/imdb", "distilbert-base-uncased", "a.b/c_d-e", "google/electra-small", "v1.0", "o/my.texts"],
 )
-def test_names_that_mean_the_hub(tmp_path, monkeypatch, name):
+def test_hub_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
     assert not hub.is_local(name)
 
@@ -32,18 +33,20 @@ def test_names_that_mean_the_hub(tmp_path, monkeypatch, name):
         "reviews.txt", "data/reviews.csv", "a/b.TSV", "a/b.json", "b.jsonl", "b.ndjson", "a/b.parquet", "b.txt.gz",
     ],
 )  # fmt: skip
-def test_names_written_like_paths_are_local_even_where_nothing_is_there(tmp_path, monkeypatch, name):
+def test_names_written_like_paths_are_local_without_such_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert hub.is_local(name)
 
 
-def test_a_name_that_exists_is_local(tmp_path, monkeypatch):
+def test_a_name_that_exists_is_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "stanfordnlp" / "imdb").mkdir(parents=True)
     assert hub.is_local("stanfordnlp/imdb") and hub.is_local("stanfordnlp") and not hub.is_local("stanfordnlp/other")
 
 
-def test_check_local_gives_the_path_with_the_home_folder_put_in(tmp_path, monkeypatch):
+def test_check_local_expands_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "texts").mkdir()
     assert hub.check_local("~/texts", "model.name") == tmp_path / "texts"
@@ -52,12 +55,27 @@ def test_check_local_gives_the_path_with_the_home_folder_put_in(tmp_path, monkey
     assert str(refused.value) == ("model.name = '~/te\\nxts': no such file or folder; a Hub name is written owner/name")
 
 
-# --- in reach or not
+def test_a_source_is_a_path_or_a_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert hub.Source.of("owner/name") == hub.Source("owner/name", None)
+    assert hub.Source.of("~/a.txt") == hub.Source("~/a.txt", tmp_path / "a.txt")
+
+
+def test_a_file_has_one_absolute_path_for_any_way_to_write_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    written = ("a.txt", "./a.txt", "~/a.txt", "b/../a.txt", str(tmp_path / "a.txt"))
+    assert {hub.absolute_path(name) for name in written} == {str(tmp_path / "a.txt")}
+    assert hub.absolute_path("owner/name") == hub.absolute_path("") == ""
+
+
+# --- connection
 
 
 @pytest.fixture
-def online(monkeypatch) -> None:
-    """The environment of someone who has set nothing; what `connect` sets is undone."""
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment without Hub settings; it is restored after the test."""
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_ENDPOINT"):
         monkeypatch.setenv(name, "")
     monkeypatch.setenv("NO_PROXY", "*")
@@ -65,7 +83,7 @@ def online(monkeypatch) -> None:
 
 @contextmanager
 def serving(status: int, asked: list[str], drip: threading.Event | None = None) -> Iterator[str]:
-    """An endpoint on loopback that answers HEAD with `status`; or, with `drip`, byte by byte until that is set."""
+    """A local endpoint that answers HEAD with `status`; with `drip`, it sends single bytes until the event is set."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -99,11 +117,14 @@ def serving(status: int, asked: list[str], drip: threading.Event | None = None) 
 def closed_port() -> int:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
-        return held.getsockname()[1]
+        port: int = held.getsockname()[1]
+        return port
 
 
 @pytest.mark.parametrize("status", [200, 302, 401, 404, 500, 503])
-def test_any_answer_counts_as_reached_an_error_too(online, monkeypatch, status):
+def test_any_answer_counts_as_connected_also_an_error(
+    online: None, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
     asked: list[str] = []
     with serving(status, asked) as endpoint:
         monkeypatch.setenv("HF_ENDPOINT", endpoint + "/")
@@ -112,7 +133,7 @@ def test_any_answer_counts_as_reached_an_error_too(online, monkeypatch, status):
     assert os.environ["HF_HUB_OFFLINE"] == "" and not hub.is_offline()
 
 
-def test_no_answer_sets_the_process_offline(online, monkeypatch):
+def test_no_answer_sets_the_process_offline(online: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed_port()}")
     hub.connect()
     assert os.environ["HF_HUB_OFFLINE"] == "1" and hub.is_offline()
@@ -121,16 +142,19 @@ def test_no_answer_sets_the_process_offline(online, monkeypatch):
 @pytest.mark.parametrize(
     "endpoint", ["no-url", "http://a..b", "http://[::1", "ftp://127.0.0.1", "http://127.0.0.1:99999"]
 )
-def test_an_endpoint_that_is_no_url_is_out_of_reach_and_prints_nothing(online, monkeypatch, capfd, endpoint):
+def test_an_invalid_endpoint_is_unreachable_and_prints_nothing(
+    online: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], endpoint: str
+) -> None:
     monkeypatch.setenv("HF_ENDPOINT", endpoint)
     hub.connect()
     assert hub.is_offline()
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_wait_is_limited_even_where_bytes_keep_coming(online, monkeypatch):
+def test_the_wait_is_limited_also_if_bytes_arrive_slowly(online: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "_CONNECT_SECONDS", 1)
-    stop, asked = threading.Event(), []
+    stop = threading.Event()
+    asked: list[str] = []
     with serving(200, asked, drip=stop) as endpoint:
         monkeypatch.setenv("HF_ENDPOINT", endpoint)
         start = time.monotonic()
@@ -141,13 +165,13 @@ def test_the_wait_is_limited_even_where_bytes_keep_coming(online, monkeypatch):
     assert 0.9 < waited < 5
 
 
-def test_the_wait_leaves_room_within_fifteen_seconds():
+def test_the_wait_is_well_under_fifteen_seconds() -> None:
     assert 5 <= hub._CONNECT_SECONDS <= 13
 
 
 @pytest.mark.parametrize("value", ["1", "on", "YES", "True"])
 @pytest.mark.parametrize("name", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
-def test_someone_who_is_offline_by_choice_is_not_kept_waiting(online, monkeypatch, name, value):
+def test_offline_mode_does_not_wait(online: None, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     asked: list[str] = []
     with serving(200, asked) as endpoint:
         monkeypatch.setenv("HF_ENDPOINT", endpoint)
@@ -156,7 +180,7 @@ def test_someone_who_is_offline_by_choice_is_not_kept_waiting(online, monkeypatc
     assert asked == [] and os.environ[name] == value
 
 
-def test_the_endpoint_is_the_hub_unless_set(online, monkeypatch):
+def test_the_endpoint_is_the_hub_unless_set(online: None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert hub.endpoint() == "https://huggingface.co"
     monkeypatch.setenv("HF_ENDPOINT", "http://mirror/hf/")
     assert hub.endpoint() == "http://mirror/hf"
@@ -165,35 +189,37 @@ def test_the_endpoint_is_the_hub_unless_set(online, monkeypatch):
 # --- what is said
 
 
-def test_out_of_reach_says_what_was_tried_and_the_three_ways_on(online, monkeypatch):
+def test_an_unreachable_hub_is_reported_with_three_options(online: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     refused = hub.refusal("model.name", "o/n", ConnectionError("long story"))
     assert isinstance(refused, HubOutOfReach)
     assert str(refused) == (
-        "model.name = 'o/n': no connection to https://huggingface.co and not in the cache; connect once, name a local "
+        "model.name = 'o/n': no connection to https://huggingface.co and not in the cache; connect once, pass a local "
         "folder, or run the sample: python train.py --config configs/sample.toml"
     )
 
 
-def test_off_line_a_damaged_cache_is_not_out_of_reach(online, monkeypatch):
-    """Else the bare default would train the sample in its place."""
+def test_a_damaged_cache_offline_is_not_an_unreachable_hub(online: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the bare default would train the sample instead."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     refused = hub.refusal("model.name", "o/n", ValueError("header too large"))
     assert type(refused) is Refused
-    assert str(refused) == "model.name = 'o/n': what the cache holds of it cannot be loaded: header too large"
+    assert str(refused) == "model.name = 'o/n': cannot be loaded from the cache: header too large"
 
 
-def test_a_full_disk_is_no_fault_of_the_hub(online):
+def test_a_full_disk_is_not_an_error_of_the_hub(online: None) -> None:
     error = RuntimeError("could not prepare the data")
     error.__cause__ = OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(OSError, match="No space left on device"):
         hub.refusal("data.dataset", "o/n", error)
 
 
-def test_an_answer_with_an_error_is_told_in_one_line_and_is_not_out_of_reach(online):
+def test_an_error_of_the_hub_is_one_line_and_not_unreachable(online: None) -> None:
     refused = hub.refusal("data.dataset", "o/n", ValueError("404\n\n  Repository\tNot Found"))
     assert type(refused) is Refused
     assert str(refused) == (
-        "data.dataset = 'o/n': the Hub (https://huggingface.co) does not give it: 404 Repository Not Found"
+        "data.dataset = 'o/n': cannot be loaded from the Hub (https://huggingface.co): 404 Repository Not Found"
     )
-    assert str(hub.refusal("x", "y", KeyError())).endswith("does not give it: KeyError")
+    assert str(hub.refusal("x", "y", KeyError())).endswith(
+        "cannot be loaded from the Hub (https://huggingface.co): KeyError"
+    )

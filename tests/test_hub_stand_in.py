@@ -38,7 +38,7 @@ def run_train(url: str, folder: Path, *flags: str, **others: str) -> "subprocess
 
 @pytest.fixture
 def small_model(finished_run: Path) -> Path:
-    """As the Hub's is: a safetensors file written by PyTorch."""
+    """A model as on the Hub: a safetensors file written by PyTorch."""
     with safetensors.safe_open(finished_run / "model" / "model.safetensors", "numpy") as file:
         assert file.metadata() == {"format": "pt"}
     return finished_run / "model"
@@ -46,7 +46,7 @@ def small_model(finished_run: Path) -> Path:
 
 @pytest.fixture
 def small_reviews(tmp_path: Path) -> Path:
-    """As the Hub's are: parquet files in a folder named after the configuration."""
+    """A dataset as on the Hub: parquet files in a folder named after the configuration."""
     folder = tmp_path / "reviews"
     for split, verdict in (("train", "delight"), ("test", "bore")):
         texts = [f"The film of {number} scenes was a {verdict}.<br />So was the music." for number in range(30)]
@@ -56,7 +56,7 @@ def small_reviews(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_default_job_downloads_trains_and_exports_and_goes_on_from_the_cache(
+def test_the_default_job_downloads_trains_exports_and_continues_from_the_cache(
     tmp_path: Path, small_model: Path, small_reviews: Path
 ) -> None:
     with serve({MODEL: small_model, DATASET: small_reviews}) as hub:
@@ -95,9 +95,7 @@ for name in sys.argv[1:]:
 """
 
 
-def test_weights_in_several_files_are_found_on_the_hub_and_none_that_are_elsewhere(
-    tmp_path: Path, small_model: Path
-) -> None:
+def test_sharded_weights_load_from_the_hub_and_from_nowhere_else(tmp_path: Path, small_model: Path) -> None:
     sharded = shutil.copytree(small_model, tmp_path / "sharded")
     arrays = safetensors.numpy.load_file(sharded / "model.safetensors")
     (sharded / "model.safetensors").unlink()
@@ -135,7 +133,7 @@ for arguments in json.loads(sys.argv[1]):
 """
 
 
-def test_a_hub_that_answers_with_an_error_is_a_refusal_that_names_what_was_asked(
+def test_an_error_of_the_hub_is_reported_with_the_requested_name(
     tmp_path: Path, small_model: Path, small_reviews: Path
 ) -> None:
     damaged = shutil.copytree(small_model, tmp_path / "damaged")
@@ -158,7 +156,7 @@ def test_a_hub_that_answers_with_an_error_is_a_refusal_that_names_what_was_asked
 
 
 @pytest.mark.slow
-def test_a_hub_that_breaks_down_is_asked_again_without_a_word_and_then_refused(
+def test_a_failing_hub_is_retried_silently_and_then_reported(
     tmp_path: Path, small_model: Path, small_reviews: Path
 ) -> None:
     commands = [["--dataset", "someone/private", "--model", "someone/whole"], ["--model", "someone/private"]]
@@ -166,7 +164,7 @@ def test_a_hub_that_breaks_down_is_asked_again_without_a_word_and_then_refused(
 
 
 def refuse_each_in_turn(commands: list[list[str]], folder: Path, repositories: dict[str, Path], error: int) -> None:
-    """Each of `commands` gets one line that names what was asked, and exit code 2."""
+    """Each of `commands` prints one line with the requested name and exits with code 2."""
     with serve(repositories, {"someone/private": error, "datasets/someone/private": error}) as hub:
         result = subprocess.run(
             [sys.executable, "-c", EACH_IN_TURN, json.dumps(commands)],
@@ -185,7 +183,7 @@ def refuse_each_in_turn(commands: list[list[str]], folder: Path, repositories: d
 
 
 @pytest.mark.slow
-def test_a_hub_that_never_answers_is_given_up_within_15_seconds(tmp_path: Path) -> None:
+def test_a_hub_without_an_answer_ends_the_wait_within_15_seconds(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and says nothing
         start = time.monotonic()
         result = run_train(f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path, "--model", "someone/model")
@@ -198,7 +196,7 @@ def test_a_hub_that_never_answers_is_given_up_within_15_seconds(tmp_path: Path) 
 
 @pytest.mark.slow
 def test_the_real_config_tokenizer_and_reviews_download_train_and_export(tmp_path: Path, shared: Path) -> None:
-    """The weights are random: 66,985,530 of them, in the file format and under the names of the Hub's."""
+    """The weights are random: 66,985,530 of them, with the file format and the names of the Hub."""
     folder = Path(shutil.copytree(shared / "models" / "distilbert-base-uncased-config", tmp_path / "model"))
     script = """
 import sys

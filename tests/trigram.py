@@ -1,4 +1,4 @@
-"""A smoothed trigram model of token ids: what left context alone can predict."""
+"""A smoothed trigram model of token ids, the baseline that uses only left context."""
 
 import math
 from collections import Counter, defaultdict
@@ -10,21 +10,21 @@ import numpy as np
 class Trigram:
     """Interpolated modified Kneser-Ney (Chen and Goodman 1998), down to a uniform distribution."""
 
-    def __init__(self, sequences: Iterable[np.ndarray], vocab_size: int):
+    def __init__(self, sequences: Iterable[np.ndarray], vocab_size: int) -> None:
         trigrams: Counter[tuple[int, ...]] = Counter()
         pairs: Counter[tuple[int, ...]] = Counter()
         for sequence in sequences:
             ids = sequence.tolist()
             trigrams.update(zip(ids, ids[1:], ids[2:], strict=False))
             pairs.update(zip(ids, ids[1:], strict=False))
-        # Lower orders count in how many contexts a token was seen, not how often.
-        bigrams = Counter((second, third) for _, second, third in trigrams)
-        unigrams = Counter((second,) for _, second in pairs)
+        # Lower orders count the distinct contexts of a token, not its occurrences.
+        bigrams: Counter[tuple[int, ...]] = Counter((second, third) for _, second, third in trigrams)
+        unigrams: Counter[tuple[int, ...]] = Counter((second,) for _, second in pairs)
         self._orders = [_Order(counts) for counts in (unigrams, bigrams, trigrams)]
         self._uniform = 1 / vocab_size
 
     def probability(self, context: tuple[int, ...], token: int) -> float:
-        """Of `token` after the one or two tokens of `context`."""
+        """The probability of `token` after the one or two tokens of `context`."""
         probability = self._uniform
         for length, order in enumerate(self._orders[: len(context) + 1]):
             probability = order.interpolate(context[len(context) - length :], token, probability)
@@ -32,11 +32,11 @@ class Trigram:
 
 
 class _Order:
-    def __init__(self, counts: Counter[tuple[int, ...]]):
+    def __init__(self, counts: Counter[tuple[int, ...]]) -> None:
         self._counts = counts
         of_count = Counter(min(count, 4) for count in counts.values())
         share = of_count[1] / max(of_count[1] + 2 * of_count[2], 1)
-        # A discount of 0 would leave nothing for what was not seen.
+        # A discount of 0 would leave no probability for unseen tokens.
         self._discounts = [0.0] + [
             max(k - (k + 1) * share * of_count[k + 1] / max(of_count[k], 1), 0.05) for k in (1, 2, 3)
         ]

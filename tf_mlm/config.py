@@ -57,7 +57,9 @@ class DataConfig:
     text_column: str = _setting("", "column that holds the text; '' finds it")
     csv_header: bool = _setting(True, "the first line of csv and tsv files names the columns")
     train_split: str = _setting("train", "split to train on; several are joined with +")
-    validation_split: str = _setting("test", "split to validate on; '' holds out a share of the training documents")
+    validation_split: str = _setting(
+        "test", "split to validate on; '' holds out a share of the training documents (evaluate: scores all documents)"
+    )
     validation_fraction: float = _setting(
         0.05, "share of the documents held out if the data has no splits or validation_split is ''", gt=0, lt=1
     )

@@ -1,7 +1,7 @@
-"""Whether a name means the Hub, and whether the Hub is in reach; asked before any Hugging Face library is imported.
+"""Resolves names to local paths or Hub names, and checks the connection to the Hub.
 
-Those libraries read `HF_HUB_OFFLINE` when they are imported and otherwise retry for minutes; asking first keeps the
-wait under 15 s and lets everything cached be found.
+Call `connect` before importing a Hugging Face library: those read `HF_HUB_OFFLINE` on import and otherwise retry for
+minutes. Without a connection, the check takes less than 15 s, and cached files are still found.
 """
 
 import contextlib
@@ -15,24 +15,23 @@ from pathlib import Path
 
 from tf_mlm.errors import HubOutOfReach, Refused
 
-_FILE_ENDINGS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".gz")  # reviews.txt is no Hub name
-_CONNECT_SECONDS = 12  # with the start of the process, an answer comes within 15 s in all
+_FILE_ENDINGS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".gz")  # reviews.txt is a path
+_CONNECT_SECONDS = 12  # process start included, the user waits at most 15 s
 
-WAYS_ON = "connect once, name a local folder, or run the sample: python train.py --config configs/sample.toml"
+_OPTIONS = "connect once, pass a local folder, or run the sample: python train.py --config configs/sample.toml"
 
-
-# Names of the errors by which the Hugging Face libraries say that something is neither in reach nor in the cache.
-_NOT_TO_BE_HAD = ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "DatasetNotFoundError")
+# Errors that the Hugging Face libraries raise for files that are neither reachable nor cached.
+_UNAVAILABLE = ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "DatasetNotFoundError")
 _MACHINE_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EIO, errno.EROFS, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model or a dataset comes from, decided once: a local path or a name on the Hub.
+    """The origin of a model or a dataset, resolved once: a local path or a name on the Hub.
 
     Attributes:
         name: as the user gave it.
-        path: the local path, which may not exist; None where `name` is a name on the Hub.
+        path: the local path, which may not exist; None if `name` is a name on the Hub.
     """
 
     name: str
@@ -45,13 +44,13 @@ class Source:
 
 
 def absolute_path(name: str) -> str:
-    """The absolute path of a local name; "" for a name on the Hub."""
+    """The absolute path of a local name; "" for a name on the Hub and for ""."""
     path = Source.of(name).path
     return os.path.abspath(path) if name and path is not None else ""
 
 
 def is_local(name: str) -> bool:
-    """Whether `name` means a path: it exists, or is written like one; `owner/name` and `name` mean the Hub."""
+    """Whether `name` is a path: it exists or is written like one; `owner/name` and `name` are names on the Hub."""
     is_hub_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not name.startswith((".", "~"))
     return os.path.exists(name) or not is_hub_name or name.lower().endswith(_FILE_ENDINGS)
 
@@ -67,7 +66,7 @@ def check_local(name: str, setting: str) -> Path:
     """The path of a local folder or file.
 
     Raises:
-        Refused: there is nothing there.
+        Refused: it does not exist.
     """
     path = Path(name).expanduser()
     if not path.exists():
@@ -80,13 +79,13 @@ def endpoint() -> str:
 
 
 def is_offline() -> bool:
-    # As huggingface_hub reads them.
-    said = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
-    return said.upper() in ("1", "ON", "YES", "TRUE")
+    # As huggingface_hub parses them.
+    value = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return value.upper() in ("1", "ON", "YES", "TRUE")
 
 
 def connect() -> None:
-    """Set `HF_HUB_OFFLINE` for this process if the Hub gives no answer; any answer, an error too, is one."""
+    """Set `HF_HUB_OFFLINE` for this process if the Hub does not answer; an error status is an answer."""
     if is_offline():
         return
     answered = threading.Event()
@@ -94,12 +93,12 @@ def connect() -> None:
     def ask() -> None:
         import requests
 
-        # Any exception means no answer: an endpoint that is no URL raises urllib3's own.
+        # Any exception means no answer; an invalid endpoint raises exceptions of urllib3.
         with contextlib.suppress(Exception):
             requests.head(endpoint(), timeout=_CONNECT_SECONDS, allow_redirects=False)
             answered.set()
 
-    # A thread, because resolving a name knows no timeout.
+    # A thread, because DNS resolution has no timeout.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(_CONNECT_SECONDS)
@@ -108,23 +107,27 @@ def connect() -> None:
 
 
 def refusal(setting: str, name: str, error: Exception) -> Refused:
-    """What to raise when a Hugging Face library could not load `name`: out of reach, or an error the Hub gave."""
+    """The error to raise after a Hugging Face library failed to load `name`: unreachable, or an error of the Hub.
+
+    Raises:
+        OSError: the cause is this machine, such as a full disk.
+    """
     causes = _causes(error)
     for cause in causes:
         if isinstance(cause, OSError) and cause.errno in _MACHINE_ERRORS:
-            raise cause  # a full disk here is no fault of the Hub's
+            raise cause  # a full disk, for example, is not an error of the Hub
     reason = textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" …")
     named = label(setting, name)
     if is_offline():
-        if not any(type(cause).__name__ in _NOT_TO_BE_HAD for cause in causes):
-            return Refused(f"{named}: what the cache holds of it cannot be loaded: {reason}")
+        if not any(type(cause).__name__ in _UNAVAILABLE for cause in causes):
+            return Refused(f"{named}: cannot be loaded from the cache: {reason}")
         tried = f"no connection to {endpoint()} and not in the cache"
-        return HubOutOfReach(f"{named}: {tried}; {WAYS_ON}")
-    return Refused(f"{named}: the Hub ({endpoint()}) does not give it: {reason}")
+        return HubOutOfReach(f"{named}: {tried}; {_OPTIONS}")
+    return Refused(f"{named}: cannot be loaded from the Hub ({endpoint()}): {reason}")
 
 
 def _causes(error: BaseException | None) -> list[BaseException]:
-    """An error and what it was raised from, or in the course of."""
+    """The error and the chain of its causes."""
     found: list[BaseException] = []
     while error is not None and error not in found:
         found.append(error)

@@ -89,7 +89,7 @@ def test_a_csv_file_without_a_header_is_refused_with_the_remedy(tmp_path: Path, 
     flags = ("--dataset", "bare.csv", *FLAGS, "--output-dir", "RUN")
     assert train(tmp_path, *flags) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert "bare.csv: its first line holds the text 'The film of 0 scenes" in line
+    assert "bare.csv: the first line has the text 'The film of 0 scenes" in line
     assert line.endswith("pass --data.csv_header false if the first line is a row")
     assert train(tmp_path, *flags, "--data.csv_header", "false") == 0
     assert "text       column 'column_1' of column_1" in capsys.readouterr().out

@@ -1,14 +1,17 @@
-"""Claims about which documents are trained on and which are validated on, from files, from the Hub, and the sample."""
+"""Tests of the training and validation documents: from files, from the Hub, and the sample."""
 
 import errno
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
 
 from tf_mlm.config import DataConfig
 from tf_mlm.data import corpus as module
@@ -31,7 +34,7 @@ def put(file: Path, *texts: str | None, column: str = "text") -> Path:
     return file
 
 
-def load(path: Path | str, seed: int = 42, **config) -> Corpus:
+def load(path: Path | str, seed: int = 42, **config: Any) -> Corpus:
     return load_corpus(DataConfig(dataset=str(path), **config), seed)
 
 
@@ -40,7 +43,7 @@ def texts(documents: datasets.Dataset) -> list[str]:
     return list(documents["text"])
 
 
-def refusal(path: Path | str, **config) -> str:
+def refusal(path: Path | str, **config: Any) -> str:
     with pytest.raises(Refused) as refused:
         load(path, **config)
     message = str(refused.value)
@@ -53,8 +56,8 @@ def numbered(first: int, end: int) -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    """Files are read anew in each test."""
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test has an empty cache."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
@@ -62,7 +65,7 @@ def own_cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def folder(tmp_path) -> Path:
+def folder(tmp_path: Path) -> Path:
     """A folder in the Hub's layout: 4 documents to train on, 3 to test on, 2 without labels."""
     folder = tmp_path / "hub layout"
     put(folder / "plain_text" / "train-00000-of-00001.parquet", *numbered(0, 4))
@@ -80,36 +83,36 @@ def folder(tmp_path) -> Path:
     return folder
 
 
-def test_the_default_splits_are_train_and_test_in_order(folder):
+def test_the_default_splits_are_train_and_test_in_order(folder: Path) -> None:
     found = load(folder)
     assert texts(found.train) == numbered(0, 4)
     assert texts(found.validation) == numbered(10, 13)
     assert (found.num_overlap, found.held_out) == (0, False)
 
 
-def test_splits_are_joined_with_a_plus_in_the_order_asked_for(folder):
+def test_splits_joined_with_plus_keep_the_given_order(folder: Path) -> None:
     found = load(folder, train_split="unsupervised+train")
     assert texts(found.train) == numbered(20, 22) + numbered(0, 4)
     assert texts(load(folder, validation_split="test+unsupervised").validation) == numbered(10, 13) + numbered(20, 22)
 
 
-def test_a_split_that_is_not_there_is_refused_with_those_that_are(folder):
+def test_a_missing_split_is_refused_with_the_existing_ones(folder: Path) -> None:
     assert refusal(folder, validation_split="validation") == (
-        "data.validation_split = 'validation': PATH has no split 'validation', it has test, train, unsupervised; "
-        "pass one of them, or hold documents out with --data.validation_split ''"
+        "data.validation_split = 'validation': PATH has no split 'validation' (splits: test, train, "
+        "unsupervised); pass one of them, or --data.validation_split '' to hold documents out"
     )
     assert refusal(folder, train_split="train+extra").startswith(
         "data.train_split = 'train+extra': PATH has no split 'extra'"
     )
 
 
-def test_splits_that_are_not_named_are_not_read(folder):
+def test_splits_that_are_not_selected_are_not_read(folder: Path) -> None:
     (folder / "plain_text" / "unsupervised-00000-of-00001.parquet").write_bytes(b"damaged")
     assert len(load(folder).train) == 4
     assert "not a parquet file" in refusal(folder, train_split="unsupervised")
 
 
-def test_a_share_of_the_training_split_is_held_out_where_no_validation_split_is_named(folder):
+def test_an_empty_validation_split_holds_out_a_share_of_the_training_split(folder: Path) -> None:
     found = load(folder, train_split="train+unsupervised", validation_split="", validation_fraction=0.5)
     assert (len(found.train), len(found.validation), found.held_out) == (3, 3, True)
     assert {*texts(found.train), *texts(found.validation)} == {*numbered(0, 4), *numbered(20, 22)}
@@ -118,7 +121,7 @@ def test_a_share_of_the_training_split_is_held_out_where_no_validation_split_is_
 # --- documents held out
 
 
-def test_a_share_of_the_documents_is_held_out_by_seed_whole_and_in_order(tmp_path):
+def test_the_held_out_documents_depend_on_the_seed_and_keep_their_order(tmp_path: Path) -> None:
     file = put(tmp_path / "a.txt", *numbered(100, 200))
     found = load(file, validation_fraction=0.07)
     train, validation = texts(found.train), texts(found.validation)
@@ -131,34 +134,34 @@ def test_a_share_of_the_documents_is_held_out_by_seed_whole_and_in_order(tmp_pat
 
 
 @pytest.mark.parametrize("fraction, num_validation", [(0.001, 1), (0.999, 2)])
-def test_both_sides_get_a_document_however_small_or_large_the_share(tmp_path, fraction, num_validation):
+def test_each_side_gets_a_document_for_any_fraction(tmp_path: Path, fraction: float, num_validation: int) -> None:
     found = load(put(tmp_path / "a.txt", *numbered(0, 3)), validation_fraction=fraction)
     assert (len(found.train), len(found.validation)) == (3 - num_validation, num_validation)
 
 
-def test_a_single_document_cannot_be_divided(tmp_path):
+def test_a_single_document_cannot_be_divided(tmp_path: Path) -> None:
     assert refusal(put(tmp_path / "a.txt", "one")) == (
-        "data.dataset = 'PATH': holds 1 document, and validation needs another one; pass a dataset with more "
-        "documents, or name a split with --data.validation_split"
+        "data.dataset = 'PATH': has only 1 document, but training and validation need one each; pass a dataset with "
+        "more documents, or one with a validation split"
     )
 
 
 @pytest.mark.parametrize("setting, other", [("train_split", "training"), ("validation_split", "dev")])
-def test_a_split_named_where_there_are_none_is_refused(tmp_path, setting, other):
+def test_a_split_of_data_without_splits_is_refused(tmp_path: Path, setting: str, other: str) -> None:
     assert refusal(put(tmp_path / "a.txt", *numbered(0, 5)), **{setting: other}) == (
-        f"data.{setting} = '{other}': PATH has no named splits; omit the setting, and "
-        "data.validation_fraction of the documents is held out"
+        f"data.{setting} = '{other}': PATH has no named splits; omit the setting to hold "
+        "out data.validation_fraction of the documents"
     )
 
 
-def test_a_file_of_duplicated_lines_is_refused_with_the_remedy(tmp_path):
+def test_a_file_of_duplicated_lines_is_refused_with_the_remedy(tmp_path: Path) -> None:
     assert refusal(put(tmp_path / "a.txt", *["the same"] * 40)) == (
-        "data.dataset = 'PATH': no validation document is left, because each of the 2 is also a training document; "
-        "remove the duplicates from the data"
+        "data.dataset = 'PATH': no validation documents remain, because all 2 are also training documents; "
+        "remove the duplicates or pass another dataset"
     )
 
 
-def test_the_text_column_and_all_columns_are_known(tmp_path):
+def test_the_text_column_and_all_columns_are_known(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("id,review,rating\na1,good film,8\na2,bad film,2\n")
     found = load(tmp_path / "a.csv", text_column="review")
     assert (found.text_column, found.columns) == ("review", ("id", "review", "rating"))
@@ -166,15 +169,15 @@ def test_the_text_column_and_all_columns_are_known(tmp_path):
     assert (found.text_column, found.columns) == ("", ())
 
 
-def test_streaming_of_local_files_is_refused(tmp_path):
+def test_streaming_of_local_files_is_refused(tmp_path: Path) -> None:
     message = refusal(put(tmp_path / "a.txt", "a", "b"), streaming=True)
     assert message == (
-        "data.streaming = true: requires a dataset of the Hub, and data.dataset = 'PATH' is not one; omit "
+        "data.streaming = true: only Hub datasets can be streamed, and data.dataset = 'PATH' is not on the Hub; omit "
         "data.streaming"
     )
 
 
-def test_documents_that_are_in_the_training_text_are_counted(tmp_path):
+def test_documents_that_are_in_the_training_text_are_counted(tmp_path: Path) -> None:
     hashes = load(put(tmp_path / "a.txt", *numbered(0, 40))).train_hashes
     config = DataConfig(dataset=str(put(tmp_path / "b.txt", *numbered(30, 60))))
     training = texts(load(tmp_path / "a.txt").train)
@@ -183,7 +186,7 @@ def test_documents_that_are_in_the_training_text_are_counted(tmp_path):
     assert load_documents(config).num_in_training is None
 
 
-def test_what_a_document_is_in_txt_can_be_set(tmp_path):
+def test_the_unit_of_a_document_in_txt_can_be_set(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_text("one\ntwo\n\nthree\n")
     found = load(file, document="paragraph", validation_fraction=0.5)
@@ -193,7 +196,7 @@ def test_what_a_document_is_in_txt_can_be_set(tmp_path):
 # --- overlap
 
 
-def test_a_validation_document_that_is_also_a_training_document_is_dropped_and_counted(tmp_path):
+def test_a_validation_document_that_is_also_a_training_document_is_dropped_and_counted(tmp_path: Path) -> None:
     put(tmp_path / "d" / "train.jsonl", "a", "b<br />", "c")
     put(tmp_path / "d" / "test.jsonl", "x", "b<br />", "b", "a", "A", "a ", "b<br />", "x")
     found = load(tmp_path / "d")
@@ -202,8 +205,8 @@ def test_a_validation_document_that_is_also_a_training_document_is_dropped_and_c
     assert found.num_overlap == 3
 
 
-def test_a_held_out_document_that_stands_a_second_time_in_the_rest_is_dropped(tmp_path):
-    """Of 40 texts that stand twice, both copies are held out or the one held out is dropped."""
+def test_a_held_out_document_with_a_copy_in_training_is_dropped(tmp_path: Path) -> None:
+    """Of 40 texts that occur twice, both copies are held out or the held-out copy is dropped."""
     file = put(tmp_path / "a.txt", *numbered(0, 40), *numbered(0, 40))
     found = load(file, validation_fraction=0.5)
     train, validation = texts(found.train), texts(found.validation)
@@ -213,87 +216,92 @@ def test_a_held_out_document_that_stands_a_second_time_in_the_rest_is_dropped(tm
     assert all(validation.count(text) == 2 for text in validation)
 
 
-def test_validation_documents_that_are_all_training_documents_are_refused(tmp_path):
+def test_validation_documents_that_are_all_training_documents_are_refused(tmp_path: Path) -> None:
     put(tmp_path / "d" / "train.txt", "a", "b")
     put(tmp_path / "d" / "test.txt", "b", "a", "b")
     assert refusal(tmp_path / "d") == (
-        "data.dataset = 'PATH': no validation document is left, because each of the 3 is also a training document; "
+        "data.dataset = 'PATH': no validation documents remain, because all 3 are also training documents; "
         "pass another data.validation_split"
     )
 
 
-def test_documents_without_text_are_no_overlap(tmp_path):
+def test_documents_without_text_do_not_overlap(tmp_path: Path) -> None:
     put(tmp_path / "d" / "train.jsonl", "a", "", None)
     put(tmp_path / "d" / "test.jsonl", "", "b", None, " \t")
     found = load(tmp_path / "d")
     assert found.num_overlap == 0 and len(found.validation) == 4
 
 
-# --- no documents, or none with text
+# --- no documents, or no text
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
-def test_an_empty_file_is_refused(tmp_path, name):
+def test_an_empty_file_is_refused(tmp_path: Path, name: str) -> None:
     assert (
-        refusal(put(tmp_path / name))
-        == "data.train_split = 'train': PATH has no documents there; pass a dataset with text"
+        refusal(put(tmp_path / name)) == "data.train_split = 'train': PATH has no documents; pass a dataset with text"
     )
 
 
-def test_an_empty_split_is_refused_under_its_name(tmp_path):
+def test_an_empty_split_is_refused_under_its_name(tmp_path: Path) -> None:
     put(tmp_path / "d" / "train.txt", "a")
     put(tmp_path / "d" / "test.txt")
     assert refusal(tmp_path / "d") == (
-        "data.validation_split = 'test': PATH has no documents there; pass a dataset with text"
+        "data.validation_split = 'test': PATH has no documents; pass a dataset with text"
     )
 
 
-def test_empty_files_beside_others_give_nothing(tmp_path):
+def test_empty_files_next_to_others_add_nothing(tmp_path: Path) -> None:
     put(tmp_path / "d" / "one.txt")
     put(tmp_path / "d" / "two.txt", "a", "b")
     found = load(tmp_path / "d")
     assert sorted(texts(found.train) + texts(found.validation)) == ["a", "b"]
 
 
-def test_texts_that_are_all_empty_are_not_called_an_overlap(tmp_path, tokenizer):
+def test_empty_texts_are_not_reported_as_overlap(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     from tf_mlm.data.sequences import load_sequences
 
     put(tmp_path / "d" / "train.jsonl", "", " ")
     put(tmp_path / "d" / "test.jsonl", "", None)
     config = DataConfig(dataset=str(tmp_path / "d"))
     found = load_corpus(config, 0)
-    with pytest.raises(Refused, match="^data.dataset: the training documents hold no text; name data with text in it$"):
+    with pytest.raises(
+        Refused, match="^data.dataset: the training documents contain no text; pass a dataset with text$"
+    ):
         load_sequences(found.train, found.train_fingerprint, tokenizer, config, "training")
 
 
 # --- files
 
 
-def test_several_text_columns_are_refused_until_one_is_named(tmp_path):
+def test_several_text_columns_are_refused_until_one_is_chosen(tmp_path: Path) -> None:
     file = tmp_path / "a.parquet"
     pq.write_table(pa.table({"title": ["t", "u"], "review": ["r", "s"], "stars": [1, 2]}), file)
-    assert refusal(file) == ("data.text_column: PATH: several columns hold text: 'title', 'review'; name one of them")
+    assert refusal(file) == (
+        "data.text_column: PATH: several columns hold text: 'title', 'review'; choose one with --data.text_column"
+    )
     found = load(file, text_column="review")
     assert sorted(texts(found.train) + texts(found.validation)) == ["r", "s"]
 
 
-def test_the_place_of_a_fault_is_told_as_the_reader_tells_it(tmp_path):
+def test_the_place_of_an_error_is_reported(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text('{"text": "a"}\n{"text": \n')
     assert refusal(file) == (
-        "data.dataset: PATH line 2 column 9: not JSON: Expecting value; the file must be one object a line"
+        "data.dataset: PATH line 2 column 9: not JSON: Expecting value; the file must be one object per line"
     )
 
 
-def test_a_path_that_does_not_exist_is_refused_without_asking_the_hub(tmp_path, monkeypatch):
+def test_a_path_that_does_not_exist_is_refused_without_asking_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets, "load_dataset", None)
     for name in ("texts/", "./texts", "reviews.csv", "data/reviews.jsonl.gz"):
         assert refusal(name).startswith("data.dataset: PATH: no such file or folder")
 
 
-def test_a_full_disk_is_told_as_one(tmp_path, monkeypatch):
-    def read_documents(*arguments):
+def test_a_full_disk_is_reported_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_documents(*arguments: Any) -> Iterator[str]:
         yield "a"
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -303,7 +311,7 @@ def test_a_full_disk_is_told_as_one(tmp_path, monkeypatch):
     assert failed.value.errno == errno.ENOSPC
 
 
-def test_a_changed_file_is_read_again(tmp_path):
+def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     file = put(tmp_path / "a.txt", "a", "b")
     load(file)
     put(file, "a", "c")
@@ -311,7 +319,7 @@ def test_a_changed_file_is_read_again(tmp_path):
     assert sorted(texts(found.train) + texts(found.validation)) == ["a", "c"]
 
 
-def test_a_changed_reader_reads_every_file_again(tmp_path, monkeypatch):
+def test_a_changed_reader_reads_every_file_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = put(tmp_path / "a.txt", "a", "b")
     load(file)
     monkeypatch.setattr(module, "read_documents", lambda *arguments: iter(["c", "d"]))
@@ -324,7 +332,7 @@ def test_a_changed_reader_reads_every_file_again(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["b.txt", "a.jsonl", "a.csv", "a.parquet", "elsewhere/a.txt"])
-def test_the_same_texts_have_the_same_fingerprints_in_any_kind_of_file(tmp_path, name):
+def test_the_same_texts_have_the_same_fingerprints_in_any_kind_of_file(tmp_path: Path, name: str) -> None:
     expected = load(put(tmp_path / "a.txt", *numbered(0, 20)))
     found = load(put(tmp_path / name, *numbered(0, 20)))
     assert texts(found.train) == texts(expected.train)
@@ -334,7 +342,7 @@ def test_the_same_texts_have_the_same_fingerprints_in_any_kind_of_file(tmp_path,
     )
 
 
-def test_the_fingerprints_change_with_the_texts_their_order_and_what_is_held_out(tmp_path):
+def test_the_fingerprints_change_with_the_texts_their_order_and_what_is_held_out(tmp_path: Path) -> None:
     documents = numbered(0, 20)
     variants = [documents, documents[::-1], [*documents[:-1], "other"], ["document 0document 1", "", *documents[2:]]]
     found = [load(put(tmp_path / f"{number}.txt", *each)) for number, each in enumerate(variants)]
@@ -347,17 +355,17 @@ def test_the_fingerprints_change_with_the_texts_their_order_and_what_is_held_out
 # --- the sample
 
 
-def test_the_sample_is_held_out_like_a_file_and_is_the_same_every_time():
+def test_the_sample_is_held_out_like_a_file_and_is_the_same_every_time() -> None:
     found, again = load("sample", validation_fraction=0.05), load("sample", validation_fraction=0.05)
     assert found.held_out and len(found.train) == 3990
     assert len(found.validation) == 210 - found.num_overlap
     assert found.train_fingerprint == again.train_fingerprint
 
 
-# --- all documents, to evaluate on
+# --- documents for evaluation
 
 
-def test_to_evaluate_the_validation_split_is_taken_whole_training_documents_too(tmp_path):
+def test_evaluation_uses_the_whole_validation_split_with_training_documents(tmp_path: Path) -> None:
     put(tmp_path / "d" / "train.txt", "a")
     put(tmp_path / "d" / "test.txt", "a", "b")
     scored = load_documents(DataConfig(dataset=str(tmp_path / "d")))
@@ -366,36 +374,36 @@ def test_to_evaluate_the_validation_split_is_taken_whole_training_documents_too(
 
 
 @pytest.mark.parametrize("validation_split", ["test", "", "validation"])
-def test_to_evaluate_data_without_splits_is_taken_whole_whatever_split_the_run_validates_on(tmp_path, validation_split):
+def test_evaluation_uses_all_documents_of_data_without_splits(tmp_path: Path, validation_split: str) -> None:
     config = DataConfig(dataset=str(put(tmp_path / "a.txt", "a", "b")), validation_split=validation_split)
     assert texts(load_documents(config).documents) == ["a", "b"]
 
 
-def test_to_evaluate_all_splits_are_taken_where_no_split_is_asked_for(folder):
+def test_evaluation_uses_all_splits_if_validation_split_is_empty(folder: Path) -> None:
     scored = load_documents(DataConfig(dataset=str(folder), validation_split=""))
     everything = load_documents(DataConfig(dataset=str(folder), validation_split="train+test+unsupervised"))
     assert sorted(texts(scored.documents)) == sorted(texts(everything.documents))
     assert scored.description.startswith("all documents of ")
 
 
-def test_to_evaluate_an_empty_file_is_refused(tmp_path):
-    with pytest.raises(Refused, match="has no documents there; pass a dataset with text$"):
+def test_evaluation_of_an_empty_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="has no documents; pass a dataset with text$"):
         load_documents(DataConfig(dataset=str(put(tmp_path / "a.txt"))))
 
 
-# --- the Hub, by a stand-in for the library's call
+# --- the Hub, with a replaced `datasets.load_dataset`
 
 
 @pytest.fixture
-def from_hub(monkeypatch, tmp_path):
-    """Makes `owner/name` stand for local files, and returns the arguments that the library was called with."""
+def from_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Replace a Hub dataset by local files and record the arguments of each call."""
     load_dataset = datasets.load_dataset
-    monkeypatch.setenv("HF_HUB_OFFLINE", "")  # so that a refusal tells what went wrong
+    monkeypatch.setenv("HF_HUB_OFFLINE", "")  # so that the error gives the cause
 
-    def stand_in(**files: Path) -> list:
+    def stand_in(**files: Path) -> list[Any]:
         calls = []
 
-        def load(name, config_name, **options):
+        def load(name: str, config_name: Any, **options: Any) -> Any:
             calls.append((name, config_name, options))
             kind = {".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}[next(iter(files.values())).suffix]
             return load_dataset(
@@ -412,7 +420,7 @@ def from_hub(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("column", ["text", "review"])
-def test_the_hub_gives_the_splits_and_only_the_text_column(tmp_path, from_hub, column):
+def test_the_hub_gives_the_splits_with_only_the_text_column(tmp_path: Path, from_hub: Any, column: str) -> None:
     calls = from_hub(
         train=put(tmp_path / "train.parquet", *numbered(0, 4), column=column),
         test=put(tmp_path / "test.parquet", *numbered(3, 6), column=column),
@@ -424,7 +432,7 @@ def test_the_hub_gives_the_splits_and_only_the_text_column(tmp_path, from_hub, c
     assert calls == [("o/n", "plain", {"revision": "v2", "num_proc": 2, "streaming": False})]
 
 
-def test_a_text_column_of_the_hub_may_be_missing_not_text_or_in_doubt(tmp_path, from_hub):
+def test_a_missing_ambiguous_or_numeric_text_column_of_the_hub_is_refused(tmp_path: Path, from_hub: Any) -> None:
     file = tmp_path / "train.parquet"
     pq.write_table(pa.table({"title": ["t"], "review": ["r"], "stars": [1]}), file)
     from_hub(train=file, test=file)
@@ -444,27 +452,27 @@ def test_a_text_column_of_the_hub_may_be_missing_not_text_or_in_doubt(tmp_path, 
     )
 
 
-def test_a_split_that_the_hub_does_not_have_is_refused_with_those_it_has(tmp_path, from_hub):
+def test_a_missing_split_of_the_hub_is_refused_with_the_existing_ones(tmp_path: Path, from_hub: Any) -> None:
     from_hub(train=put(tmp_path / "train.parquet", "a"), dev=put(tmp_path / "dev.parquet", "b"))
     assert refusal("o/n") == (
-        "data.validation_split = 'test': PATH has no split 'test', it has dev, train; "
-        "pass one of them, or hold documents out with --data.validation_split ''"
+        "data.validation_split = 'test': PATH has no split 'test' (splits: dev, train); "
+        "pass one of them, or --data.validation_split '' to hold documents out"
     )
 
 
-def test_what_the_library_raises_becomes_one_line(monkeypatch):
-    def load_dataset(*arguments, **options):
+def test_errors_of_the_library_become_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(*arguments: Any, **options: Any) -> None:
         raise ValueError("no such\n dataset")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setenv("HF_HUB_OFFLINE", "")
     assert refusal("o/n") == (
-        "data.dataset = 'PATH': the Hub (https://huggingface.co) does not give it: no such dataset"
+        "data.dataset = 'PATH': cannot be loaded from the Hub (https://huggingface.co): no such dataset"
     )
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert refusal("o/n") == "data.dataset = 'PATH': what the cache holds of it cannot be loaded: no such dataset"
+    assert refusal("o/n") == "data.dataset = 'PATH': cannot be loaded from the cache: no such dataset"
 
-    def out_of_reach(*arguments, **options):
+    def out_of_reach(*arguments: Any, **options: Any) -> None:
         raise ConnectionError("Couldn't reach it")
 
     monkeypatch.setattr(datasets, "load_dataset", out_of_reach)
@@ -474,7 +482,7 @@ def test_what_the_library_raises_becomes_one_line(monkeypatch):
 
 # --- the Hub as a stream
 
-# The library's csv reader leaves its file to the garbage collector.
+# The csv reader of the library does not close its file.
 csv_left_open = pytest.param(
     "csv", marks=pytest.mark.filterwarnings("ignore:Exception ignored:pytest.PytestUnraisableExceptionWarning")
 )
@@ -482,7 +490,7 @@ csv_left_open = pytest.param(
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", csv_left_open])
 @pytest.mark.parametrize("column", ["", "review"])
-def test_a_stream_is_read_though_it_may_not_know_its_columns(tmp_path, from_hub, kind, column):
+def test_a_stream_without_a_schema_is_read(tmp_path: Path, from_hub: Any, kind: str, column: str) -> None:
     calls = from_hub(
         train=put(tmp_path / f"train.{kind}", *numbered(0, 4), column="review"),
         test=put(tmp_path / f"test.{kind}", *numbered(3, 6), column="review"),
@@ -495,7 +503,7 @@ def test_a_stream_is_read_though_it_may_not_know_its_columns(tmp_path, from_hub,
 
 
 @pytest.mark.parametrize("kind", ["parquet", csv_left_open])
-def test_the_column_of_a_stream_may_be_missing_or_not_text(tmp_path, from_hub, kind):
+def test_a_missing_or_numeric_column_of_a_stream_is_refused(tmp_path: Path, from_hub: Any, kind: str) -> None:
     file = put(tmp_path / f"train.{kind}", "a", column="review")
     from_hub(train=file, test=file)
     assert refusal("o/n", streaming=True, text_column="stars") == (
@@ -507,8 +515,8 @@ def test_the_column_of_a_stream_may_be_missing_or_not_text(tmp_path, from_hub, k
 
 
 @pytest.mark.filterwarnings("ignore:Exception ignored:pytest.PytestUnraisableExceptionWarning")
-def test_a_stream_whose_texts_look_like_numbers_further_on_stays_text(tmp_path, from_hub):
-    """The library's csv reader settles types anew every 10,000 rows."""
+def test_a_stream_with_numbers_in_later_rows_stays_text(tmp_path: Path, from_hub: Any) -> None:
+    """The csv reader of the library infers types again every 10,000 rows."""
     from_hub(
         train=put(tmp_path / "train.csv", *numbered(0, 10_000), "7", column="review"),
         test=put(tmp_path / "test.csv", "a", column="review"),
@@ -516,32 +524,34 @@ def test_a_stream_whose_texts_look_like_numbers_further_on_stays_text(tmp_path, 
     assert texts(load("o/n", streaming=True).train)[9_999:] == ["document 9999", "7"]
 
 
-def test_a_stream_is_read_no_further_than_twice_the_caps_need(tmp_path, from_hub):
-    """10 and 3 sequences of 8 tokens, at 4 characters a token: 640 and 192 characters, in documents of 100."""
+def test_a_stream_is_read_up_to_twice_the_needed_tokens(tmp_path: Path, from_hub: Any) -> None:
+    """10 and 3 sequences of 8 tokens with 4 characters per token: 640 and 192 characters, in documents of 100."""
     file = put(tmp_path / "train.parquet", *(f"{number:<100}" for number in range(50)))
     from_hub(train=file, test=put(tmp_path / "test.parquet", *(f"{-number:<100}" for number in range(1, 50)), None))
     found = load("o/n", streaming=True, sequence_length=8, num_train_sequences=10, num_validation_sequences=3)
     assert (len(found.train), len(found.validation)) == (7, 2)
 
 
-def test_documents_are_held_out_of_a_stream(tmp_path, from_hub):
+def test_documents_are_held_out_of_a_stream(tmp_path: Path, from_hub: Any) -> None:
     from_hub(train=put(tmp_path / "train.parquet", *numbered(0, 10)))
     found = load("o/n", streaming=True, validation_split="", validation_fraction=0.2)
     assert (len(found.train), len(found.validation), found.held_out) == (8, 2, True)
 
 
-def test_a_stream_that_breaks_off_is_refused_in_one_line(tmp_path, from_hub, monkeypatch):
+def test_a_stream_that_fails_midway_is_reported_in_one_line(
+    tmp_path: Path, from_hub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = put(tmp_path / "train.jsonl", "a")
     file.write_text(file.read_text() * 500 + '{"text": \n')
     from_hub(train=file, test=put(tmp_path / "test.jsonl", "b"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "")
     assert refusal("o/n", streaming=True).startswith(
-        "data.dataset = 'PATH': the Hub (https://huggingface.co) does not give it: "
+        "data.dataset = 'PATH': cannot be loaded from the Hub (https://huggingface.co): "
     )
 
 
-def test_rows_held_out_do_not_depend_on_the_fraction_alone(tmp_path):
-    """The seed of the whole run does not give the same numbers here as where sequences are drawn or shuffled."""
+def test_held_out_rows_use_a_separate_random_stream(tmp_path: Path) -> None:
+    """The same seed gives other numbers here than for drawing and shuffling sequences."""
     file = put(tmp_path / "a.txt", *(f"{number:03}" for number in range(100)))
     held_out = np.array([int(text) for text in texts(load(file, validation_fraction=0.3).validation)])
     shuffled = np.sort(np.random.default_rng([42, 1]).permutation(100)[:30])

@@ -1,9 +1,11 @@
 """Claims about order and batches: a function of (seed, epoch), begun at any step, every batch of one shape."""
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pytest
+from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
 
 from tests.data.conftest import CLS, MASK, PAD, SEP, SPECIAL
 from tf_mlm.config import MaskingConfig
@@ -22,11 +24,11 @@ LENGTH = 8
 BATCH = 4
 
 
-def collator(num_sequences: int = 30, **changes) -> MaskingCollator:
+def collator(num_sequences: int = 30, **changes: Any) -> MaskingCollator:
     """Row `n` is [CLS] 100+n and six words [SEP]; 100+n is treated as special, so that masking leaves it in place."""
     input_ids = np.tile(np.array([CLS, 0, 10, 11, 12, 13, 14, SEP], np.int32), (num_sequences, 1))
     input_ids[:, 1] = 100 + np.arange(num_sequences)
-    settings = {
+    settings: dict[str, Any] = {
         "input_ids": input_ids,
         "lengths": np.full(num_sequences, LENGTH, np.int32),
         "seed": 42,
@@ -44,12 +46,12 @@ def collator(num_sequences: int = 30, **changes) -> MaskingCollator:
 
 @dataclass
 class Recorder:
-    """A collator that notes which rows it is asked for."""
+    """A collator that records the rows it is called with."""
 
     collator: MaskingCollator
     asked: set[tuple[int, int]] = field(default_factory=set)
 
-    def __call__(self, rows):
+    def __call__(self, rows: Any) -> Any:
         self.asked |= {(int(row["epoch"]), int(row["index"])) for row in rows}
         return self.collator(rows)
 
@@ -57,20 +59,22 @@ class Recorder:
 ROWS = np.array([3, 4, 5, 8, 9, 12, 20, 21, 22, 29])  # 10 of 30: 3 batches of 4 an epoch, 2 filler rows
 
 
-def train_batches(num_batches: int, first_batch: int = 0, seed: int = 42, epochs: int = 3, source=None) -> list[tuple]:
+def train_batches(
+    num_batches: int, first_batch: int = 0, seed: int = 42, epochs: int = 3, source: Any = None
+) -> list[Any]:
     dataset = build_train_dataset(
         source or collator(), ROWS, batch_size=BATCH, seed=seed, epochs=epochs, first_batch=first_batch
     )
     return list(dataset.take(num_batches).as_numpy_iterator())
 
 
-def indices(batches: list[tuple]) -> list[int]:
+def indices(batches: list[Any]) -> list[int]:
     """The rows of the matrix in the batches, -1 for a filler row."""
     ids = np.concatenate([features["input_ids"] for features, _ in batches])
     return [int(row[1]) - 100 if row[0] == CLS else -1 for row in ids]
 
 
-def assert_equal(batches: list[tuple], others: list[tuple]) -> None:
+def assert_equal(batches: list[Any], others: list[Any]) -> None:
     assert len(batches) == len(others)
     for (features, labels), (other_features, other_labels) in zip(batches, others, strict=True):
         np.testing.assert_array_equal(features["input_ids"], other_features["input_ids"])
@@ -82,11 +86,11 @@ def assert_equal(batches: list[tuple], others: list[tuple]) -> None:
 
 
 @pytest.mark.parametrize("num_sequences, batch_size, steps", [(10, 4, 3), (12, 4, 3), (1, 4, 1), (3000, 32, 94)])
-def test_steps_in_an_epoch(num_sequences, batch_size, steps):
+def test_steps_in_an_epoch(num_sequences: int, batch_size: int, steps: int) -> None:
     assert steps_per_epoch(num_sequences, batch_size) == steps
 
 
-def test_the_order_is_a_permutation_of_its_own_for_each_seed_and_epoch():
+def test_each_seed_and_epoch_has_a_different_order() -> None:
     orders = {(seed, epoch): epoch_order(100, seed, epoch) for seed in (0, 1, 42) for epoch in (1, 2, 3)}
     for order in orders.values():
         assert sorted(order) == list(range(100))
@@ -98,7 +102,7 @@ def test_the_order_is_a_permutation_of_its_own_for_each_seed_and_epoch():
 # --- training batches
 
 
-def test_every_example_comes_once_an_epoch_in_the_order_of_seed_and_epoch(tensorflow):
+def test_every_example_occurs_once_per_epoch_in_the_order_of_seed_and_epoch(tensorflow: Any) -> None:
     found = indices(train_batches(9))
     for epoch in (1, 2, 3):
         one = found[(epoch - 1) * 12 : epoch * 12]
@@ -106,7 +110,7 @@ def test_every_example_comes_once_an_epoch_in_the_order_of_seed_and_epoch(tensor
     assert indices(train_batches(3, seed=7)) == [*ROWS[epoch_order(10, 7, 1)].tolist(), -1, -1]
 
 
-def test_two_passes_are_bit_equal_and_two_epochs_are_not(tensorflow):
+def test_two_passes_are_bit_equal_and_two_epochs_are_not(tensorflow: Any) -> None:
     first, second = train_batches(9), train_batches(9)
     assert_equal(first, second)
     masks = []
@@ -120,7 +124,7 @@ def test_two_passes_are_bit_equal_and_two_epochs_are_not(tensorflow):
         ).sum() >= 5  # of 10 examples, each with 10 choices of 2 or 3 in 5
 
 
-def test_each_example_is_masked_as_the_collator_masks_it_alone(tensorflow):
+def test_the_masks_of_an_example_do_not_depend_on_the_batch(tensorflow: Any) -> None:
     source = collator()
     batches = train_batches(9, source=source)
     for number, index in enumerate(indices(batches)):
@@ -131,14 +135,14 @@ def test_each_example_is_masked_as_the_collator_masks_it_alone(tensorflow):
         np.testing.assert_array_equal(labels[number % 4], alone["labels"][0])
 
 
-def test_begun_at_any_step_the_batches_are_those_of_an_uninterrupted_pass(tensorflow):
+def test_a_start_at_any_step_gives_the_batches_of_an_uninterrupted_run(tensorflow: Any) -> None:
     whole = train_batches(9)
     for first_batch in (1, 3, 5, 8):
         assert_equal(train_batches(9 - first_batch, first_batch), whole[first_batch:])
 
 
-def test_begun_at_a_step_nothing_before_it_is_read(tensorflow):
-    """Trap 22: Keras' own resume starts the data over."""
+def test_a_start_at_a_step_does_not_read_earlier_batches(tensorflow: Any) -> None:
+    """Trap 22: the resume of Keras restarts the data."""
     whole = Recorder(collator())
     train_batches(9, source=whole)
     in_order = [(epoch, int(index)) for epoch in (1, 2, 3) for index in ROWS[epoch_order(10, 42, epoch)]]
@@ -148,7 +152,7 @@ def test_begun_at_a_step_nothing_before_it_is_read(tensorflow):
     assert late.asked == {*in_order[18:], (2, -1), (3, -1)}
 
 
-def test_every_batch_has_one_static_shape_and_int32(tensorflow):
+def test_every_batch_has_one_static_shape_and_int32(tensorflow: Any) -> None:
     import tensorflow as tf
 
     for dataset in (
@@ -161,7 +165,7 @@ def test_every_batch_has_one_static_shape_and_int32(tensorflow):
             assert features["input_ids"].shape == features["attention_mask"].shape == labels.shape == (BATCH, LENGTH)
 
 
-def test_filler_rows_stand_at_the_end_of_an_epoch_and_carry_no_label(tensorflow):
+def test_filler_rows_are_at_the_end_of_an_epoch_and_have_no_labels(tensorflow: Any) -> None:
     batches = train_batches(9)
     for number, (features, labels) in enumerate(batches):
         fillers = 2 if number % 3 == 2 else 0
@@ -169,12 +173,12 @@ def test_filler_rows_stand_at_the_end_of_an_epoch_and_carry_no_label(tensorflow)
         assert (labels != IGNORE_INDEX).any(axis=1).tolist() == [True] * (4 - fillers) + [False] * fillers
 
 
-def test_without_a_remainder_there_are_no_filler_rows(tensorflow):
+def test_without_a_remainder_there_are_no_filler_rows(tensorflow: Any) -> None:
     dataset = build_train_dataset(collator(), ROWS[:8], batch_size=BATCH, seed=42, epochs=1)
     assert sorted(indices(list(dataset.take(2).as_numpy_iterator()))) == sorted(ROWS[:8])
 
 
-def test_the_training_dataset_does_not_end(tensorflow):
+def test_the_training_dataset_does_not_end(tensorflow: Any) -> None:
     import tensorflow as tf
 
     dataset = build_train_dataset(collator(), ROWS, batch_size=BATCH, seed=42, epochs=1)
@@ -183,7 +187,7 @@ def test_the_training_dataset_does_not_end(tensorflow):
     assert_equal(batches[3:6], batches[:3])
 
 
-def test_a_batch_larger_than_the_data_is_filled_up(tensorflow):
+def test_filler_rows_complete_a_batch_larger_than_the_data(tensorflow: Any) -> None:
     dataset = build_train_dataset(collator(), ROWS[:3], batch_size=16, seed=42, epochs=1)
     found = indices(list(dataset.take(1).as_numpy_iterator()))
     assert sorted(found[:3]) == [3, 4, 5] and found[3:] == [-1] * 13
@@ -192,7 +196,7 @@ def test_a_batch_larger_than_the_data_is_filled_up(tensorflow):
 # --- validation batches
 
 
-def test_validation_is_one_pass_in_order_with_the_same_masks_every_time(tensorflow):
+def test_validation_is_one_pass_in_order_with_the_same_masks_every_time(tensorflow: Any) -> None:
     dataset = build_validation_dataset(replace(collator(), epoch_masks=False), ROWS, batch_size=BATCH)
     first, second = list(dataset.as_numpy_iterator()), list(dataset.as_numpy_iterator())
     assert indices(first) == [*ROWS.tolist(), -1, -1]
@@ -209,7 +213,9 @@ def sequences() -> Sequences:
     return Sequences(ids, np.full(3, 8, np.int32), 3, 0, 24)
 
 
-def test_the_collator_takes_its_rates_from_the_settings_and_its_ids_from_the_tokenizer(tokenizer):
+def test_the_collator_has_the_rates_of_the_settings_and_the_ids_of_the_tokenizer(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
     built = build_collator(sequences(), tokenizer, MaskingConfig(0.3, 0.5, 0.25), seed=9)
     assert (built.mlm_probability, built.mask_replace_prob, built.random_replace_prob) == (0.3, 0.5, 0.25)
     assert (built.seed, built.epoch_masks, built.mask_token_id, built.pad_token_id) == (9, True, MASK, PAD)
@@ -218,13 +224,17 @@ def test_the_collator_takes_its_rates_from_the_settings_and_its_ids_from_the_tok
     assert built.random_token_ids.dtype == built.special_token_ids.dtype == np.int32
 
 
-def test_validation_is_masked_at_15_percent_whatever_the_training_ratio_and_the_same_each_epoch(tokenizer):
+def test_validation_masks_15_percent_at_any_training_ratio_in_every_epoch(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
     built = build_collator(sequences(), tokenizer, MaskingConfig(0.3, 0.5, 0.25), seed=9, validation=True)
     assert (built.mlm_probability, built.epoch_masks) == (0.15, False)
     assert (built.mask_replace_prob, built.random_replace_prob) == (0.5, 0.25)
 
 
-def test_tokens_added_to_the_tokenizer_may_be_drawn_and_added_special_ones_may_not(tokenizer):
+def test_random_tokens_include_added_tokens_but_not_special_ones(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
     tokenizer.add_tokens(["film"])
     tokenizer.add_special_tokens({"additional_special_tokens": ["[BREAK]"]})
     built = build_collator(sequences(), tokenizer, MaskingConfig(), seed=9)
@@ -232,7 +242,7 @@ def test_tokens_added_to_the_tokenizer_may_be_drawn_and_added_special_ones_may_n
     assert built.special_token_ids.tolist() == [0, 1, 2, 3, 4, 101]
 
 
-def test_the_rows_of_a_batch_are_those_that_training_reads():
+def test_rows_of_batch_gives_the_rows_that_training_reads() -> None:
     batches = train_batches(9)
     for number in range(9):
         read = [row for row in indices(batches[number : number + 1]) if row >= 0]

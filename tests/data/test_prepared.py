@@ -1,10 +1,12 @@
-"""Claims about what a run trains on: the facts it reports, the rows it draws, and text that cannot be masked."""
+"""Tests of the prepared data: facts, rows, token counts, and text without ordinary tokens."""
 
 import math
+from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
+from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
 
 from tf_mlm.config import Config, DataConfig, TrainingConfig
 from tf_mlm.data.corpus import Corpus
@@ -27,7 +29,9 @@ def corpus(train: list[str], validation: list[str]) -> Corpus:
     )
 
 
-def test_the_facts_count_documents_tokens_sequences_and_what_was_dropped(cache, tokenizer):
+def test_the_facts_count_documents_tokens_sequences_and_what_was_dropped(
+    cache: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
     train = ["10 11 12 13 14 15"] * 4 + ["", "10"]  # 4 × 8 + 3 tokens
     validation = ["20 21", " ", "", "22"]  # 4 + 3 tokens
     config = Config(
@@ -60,7 +64,7 @@ def test_the_facts_count_documents_tokens_sequences_and_what_was_dropped(cache, 
     assert data.unigram_entropy == pytest.approx(-0.2 * math.log(0.2) - 5 * 0.16 * math.log(0.16), rel=1e-12)
 
 
-def test_tokens_count_neither_padding_nor_filler_rows(cache, tokenizer):
+def test_tokens_count_neither_padding_nor_filler_rows(cache: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     """5 documents of 4, 5, 6, 7 and 8 tokens, one a sequence, in batches of 2: the third batch is half filler."""
     config = Config(
         data=DataConfig(sequence_length=8, line_by_line=True, num_train_sequences=0),
@@ -77,10 +81,10 @@ def test_tokens_count_neither_padding_nor_filler_rows(cache, tokenizer):
     assert data.count_tokens(config, 2, 5) == sum(data.count_tokens(config, batch, batch + 1) for batch in (2, 3, 4))
 
 
-def test_the_rows_are_drawn_by_the_runs_seed(cache, tokenizer):
+def test_the_rows_are_drawn_by_the_runs_seed(cache: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     def rows(seed: int) -> list[int]:
         config = Config(data=DataConfig(sequence_length=8, num_train_sequences=10), training=TrainingConfig(seed=seed))
-        return prepare_data(config, texts, tokenizer).train_rows.tolist()
+        return list(prepare_data(config, texts, tokenizer).train_rows)
 
     texts = corpus(["10 11 12 13 14 15"] * 100, ["20"])
     assert rows(1) == rows(1) != rows(2)
@@ -89,16 +93,20 @@ def test_the_rows_are_drawn_by_the_runs_seed(cache, tokenizer):
 @pytest.mark.parametrize(
     "train, validation, split", [(["film", "[MASK]"], ["20"], "training"), (["20"], ["film"], "validation")]
 )
-def test_text_without_any_ordinary_token_is_refused(cache, tokenizer, train, validation, split):
+def test_text_without_any_ordinary_token_is_refused(
+    cache: Path, tokenizer: PreTrainedTokenizerFast, train: list[str], validation: list[str], split: str
+) -> None:
     """`film` is unknown to this tokenizer, so nothing could be masked."""
     with pytest.raises(Refused) as refused:
         prepare_data(Config(data=DataConfig(sequence_length=8)), corpus(train, validation), tokenizer)
     assert str(refused.value) == (
-        f"data.dataset: the {split} documents hold no ordinary token that could be masked; pass a dataset with text"
+        f"data.dataset: the {split} documents contain no ordinary tokens to mask; pass a dataset with text"
     )
 
 
-def test_the_facts_are_told_in_lines_with_what_was_dropped_only_where_something_was(cache, tokenizer):
+def test_the_facts_are_printed_and_dropped_documents_only_if_there_are_any(
+    cache: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
     config = Config(data=DataConfig(sequence_length=8, num_train_sequences=2))
     data = prepare_data(config, corpus(["10 11 12 13 14 15"] * 4, ["20", ""]), tokenizer)
     lines = describe_data(data.facts).splitlines()

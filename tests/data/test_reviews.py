@@ -1,5 +1,7 @@
 """Claims shown on the real reviews, with the real tokenizer."""
 
+from pathlib import Path
+
 import datasets
 import numpy as np
 import pytest
@@ -11,10 +13,10 @@ from tf_mlm.data.pipeline import build_collator
 from tf_mlm.data.sequences import load_sequences
 
 
-def test_the_ratios_hold_within_a_hundredth_and_no_token_is_lost(shared, cache):
+def test_the_ratios_hold_within_a_hundredth_and_no_token_is_lost(shared: Path, cache: Path) -> None:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(shared / "models" / "distilbert-base-uncased-config")
+    tokenizer = AutoTokenizer.from_pretrained(shared / "models" / "distilbert-base-uncased-config")  # type: ignore[no-untyped-call]
     file = shared / "data" / "imdb" / "plain_text" / "test-00000-of-00001.parquet"
     reviews = datasets.Dataset.from_parquet(str(file), columns=["text"], cache_dir=str(cache)).take(800)
     found = load_sequences(reviews, "800 reviews", tokenizer, DataConfig(), "training")
@@ -38,7 +40,7 @@ def test_the_ratios_hold_within_a_hundredth_and_no_token_is_lost(shared, cache):
     assert len(np.unique(batch["input_ids"][replaced])) > 3000  # from the whole vocabulary
 
 
-def test_test_reviews_that_are_training_reviews_are_dropped(shared, cache):
+def test_test_reviews_that_are_also_training_reviews_are_dropped(shared: Path, cache: Path) -> None:
     found = load_corpus(DataConfig(dataset=str(shared / "data" / "imdb")), seed=42)
     assert (len(found.train), len(found.validation), found.num_overlap) == (25_000, 24_877, 123)
     assert not set(found.train["text"]) & set(found.validation["text"])

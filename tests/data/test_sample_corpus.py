@@ -33,45 +33,45 @@ PRAISE = _verdict_words(sample_corpus.PRAISE, 2)
 BLAME = _verdict_words(sample_corpus.BLAME, 3)
 
 
-def test_the_same_seed_writes_the_same_documents():
+def test_the_same_seed_gives_the_same_documents() -> None:
     assert generate_documents(50, seed=7) == generate_documents(50, seed=7)
 
 
-def test_more_documents_begin_with_the_fewer():
+def test_more_documents_start_with_the_same_ones() -> None:
     assert generate_documents(50, seed=7)[:20] == generate_documents(20, seed=7)
 
 
-def test_another_seed_writes_other_documents():
+def test_another_seed_gives_other_documents() -> None:
     assert not set(generate_documents(50, seed=7)) & set(generate_documents(50, seed=8))
 
 
-def test_no_document_stands_twice(documents):
+def test_no_document_occurs_twice(documents: list[str]) -> None:
     assert len(set(documents)) == len(documents) == NUM_DOCUMENTS
 
 
-def test_a_negative_number_of_documents_is_refused():
+def test_a_negative_number_of_documents_is_refused() -> None:
     with pytest.raises(ValueError, match="num_documents must be at least 0, got -1"):
         generate_documents(-1, seed=0)
 
 
-def test_a_document_has_4_to_6_whole_sentences(documents):
+def test_a_document_has_4_to_6_whole_sentences(documents: list[str]) -> None:
     assert {len(_sentences(document)) for document in documents} == {4, 5, 6}
     for sentence in {sentence for document in documents for sentence in _sentences(document)}:
         assert re.fullmatch(r"[A-Z][A-Za-z, ]*[.!]", sentence), sentence
 
 
-def test_no_sentence_of_over_8_words_stands_in_more_than_1_percent_of_the_documents(documents):
+def test_no_sentence_of_over_8_words_occurs_in_more_than_1_percent_of_the_documents(documents: list[str]) -> None:
     count = Counter(sentence for document in documents for sentence in set(_sentences(document)))
     long = {sentence: number for sentence, number in count.items() if len(sentence.split()) > 8}
     assert max(long.values()) <= 0.01 * NUM_DOCUMENTS
 
 
-def test_no_word_praises_and_blames():
+def test_no_word_praises_and_blames() -> None:
     assert not PRAISE & BLAME
     assert not set(sample_corpus.PRAISE["rating"]) & set(sample_corpus.BLAME["rating"])
 
 
-def test_outside_contrasts_a_document_only_praises_or_only_blames(documents):
+def test_outside_contrasts_a_document_only_praises_or_only_blames(documents: list[str]) -> None:
     """Both verdicts are about as frequent, and the rating agrees with the words."""
     num_praising = 0
     for document in documents:
@@ -86,7 +86,7 @@ def test_outside_contrasts_a_document_only_praises_or_only_blames(documents):
     assert 0.45 < num_praising / NUM_DOCUMENTS < 0.55
 
 
-def test_a_contrast_ends_with_the_verdict_and_begins_with_the_opposite(documents):
+def test_a_contrast_ends_with_the_verdict_and_begins_with_the_opposite(documents: list[str]) -> None:
     num_contrasts = 0
     for document in documents:
         plain = " ".join(sentence for sentence in _sentences(document) if not NEGATING.search(sentence))
@@ -100,8 +100,8 @@ def test_a_contrast_ends_with_the_verdict_and_begins_with_the_opposite(documents
     assert num_contrasts > 0.1 * NUM_DOCUMENTS
 
 
-def test_pronouns_and_relations_agree_in_gender_with_the_names(documents):
-    """A relation agrees with the name behind it; the other people of a sentence with a pronoun are of its gender."""
+def test_pronouns_and_relations_agree_in_gender_with_the_names(documents: list[str]) -> None:
+    """A relation agrees with the name after it; the other people of a sentence have the gender of its pronoun."""
     names = {gender: set(words) for gender, words in sample_corpus.FIRST_NAMES.items()}
     pronouns = {gender: set(words.values()) for gender, words in sample_corpus.PRONOUNS.items()}
     num_checked = 0
@@ -120,14 +120,14 @@ def test_pronouns_and_relations_agree_in_gender_with_the_names(documents):
     assert num_checked > 0.3 * NUM_DOCUMENTS
 
 
-def test_one_tense_and_one_reviewer_hold_for_the_whole_document(documents):
+def test_one_tense_and_one_reviewer_hold_for_the_whole_document(documents: list[str]) -> None:
     for document in documents:
         words = set(_words(document))
         assert not words & {"i", "my", "me"} or not words & {"we", "our", "us"}, document
         assert not words & {"is", "are", "has"} or not words & {"was", "were", "had"}, document
 
 
-def test_verbs_and_articles_agree(documents):
+def test_verbs_and_articles_agree(documents: list[str]) -> None:
     singular = "|".join(aspect[0] for aspect in sample_corpus.ASPECTS if aspect[1] == "singular")
     plural = "|".join(aspect[0] for aspect in sample_corpus.ASPECTS if aspect[1] == "plural")
     for document in documents:
@@ -135,8 +135,8 @@ def test_verbs_and_articles_agree(documents):
         assert not re.search(r"\b[Aa] [aeiou]|\b[Aa]n [^aeiou]", document), document
 
 
-def test_title_and_genre_are_named_again(documents):
-    """So that a gap in one mention is filled from another."""
+def test_title_and_genre_are_named_again(documents: list[str]) -> None:
+    """So that one mention helps to fill a mask in the other."""
     title = re.compile(rf"\b({'|'.join(sample_corpus.TITLE_MODIFIERS)}) ({'|'.join(sample_corpus.TITLE_NOUNS)})\b")
     titles = [[match[0] for match in title.finditer(document)] for document in documents]
     assert all(len(set(found)) <= 1 for found in titles)
@@ -145,8 +145,8 @@ def test_title_and_genre_are_named_again(documents):
     assert sum(len(found) == 1 for found in words) > 0.8 * NUM_DOCUMENTS
 
 
-def test_the_words_are_many_enough_and_frequent_enough_to_learn(documents):
-    """A unigram entropy over 5 nats, hundreds of words, and no word so rare that it cannot be learnt."""
+def test_the_words_are_many_enough_and_frequent_enough_to_learn(documents: list[str]) -> None:
+    """A unigram entropy over 5 nats, hundreds of words, and no word too rare to learn."""
     count = Counter(word for document in documents for word in _words(document))
     total = sum(count.values())
     assert -sum(number / total * math.log(number / total) for number in count.values()) > 5

@@ -21,14 +21,15 @@ from hypothesis import strategies as st
 
 from tests.conftest import ROOT
 from tests.data.conftest import MASK, SPECIAL
-from tests.data.test_files import encode
+from tests.data.test_readers import encode
 from tests.training.test_checkpoint import save
 from tf_mlm.commands.main import train_main
 from tf_mlm.config import DataConfig, load_config, setting_fields
 from tf_mlm.data import pipeline
 from tf_mlm.data.corpus import load_corpus
-from tf_mlm.data.files import KINDS, find_split_files, read_documents
+from tf_mlm.data.local_files import KINDS, find_split_files
 from tf_mlm.data.masking import IGNORE_INDEX, MaskingCollator, mask_tokens, max_masked_per_sequence
+from tf_mlm.data.readers import read_documents
 from tf_mlm.data.sequences import load_sequences
 from tf_mlm.errors import Refused
 from tf_mlm.run.checkpoint import load_checkpoint

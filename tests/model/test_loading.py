@@ -270,7 +270,7 @@ def test_sequences_longer_than_the_positions_are_refused(
 
 
 def test_a_hub_name_without_a_connection_is_out_of_reach(tokenizer: Any) -> None:
-    with pytest.raises(HubOutOfReach, match="connect once, name a local folder, or run the sample"):
+    with pytest.raises(HubOutOfReach, match="connect once, pass a local folder, or run the sample"):
         load_tokenizer(ModelConfig(name="someone/no-such-model"), ())
     with pytest.raises(HubOutOfReach):
         load_model(ModelConfig(name="someone/no-such-model"), tokenizer, 10)

@@ -11,32 +11,33 @@ import xxhash
 
 from tf_mlm import hub
 from tf_mlm.config import DataConfig
-from tf_mlm.data.files import find_split_files, find_text_column, read_documents
+from tf_mlm.data.local_files import find_split_files
+from tf_mlm.data.readers import find_text_column, read_documents
 from tf_mlm.data.sample_corpus import generate_documents
 from tf_mlm.errors import Refused
 
 SAMPLE = "sample"
 
 _FEATURES = datasets.Features({"text": datasets.Value("string")})
-_NO_DOCUMENTS = datasets.Dataset.from_dict({"text": []}, _FEATURES)  # also for a split that the settings do not name
-_BLANK = xxhash.xxh3_64_intdigest(b"")  # the hash of every document without text
+_NO_DOCUMENTS = datasets.Dataset.from_dict({"text": []}, _FEATURES)  # also for a split that the settings do not select
+_BLANK = xxhash.xxh3_64_intdigest(b"")  # hash of all documents without text
 _SAMPLE_DOCUMENTS = 4200
-_READER_VERSION = "2"  # raise it when `read_documents` makes other documents of the same files
-_ROWS_LOOKED_AT = 100  # to find the columns of a stream that does not know them
-_HOLD_OUT_STREAM = 3  # keeps these random numbers apart from those drawn with the same seed elsewhere
-_CHARACTERS_PER_TOKEN = 4  # of English prose in WordPiece; streaming reads twice what the caps need by this
+_READER_VERSION = "2"  # change it when `read_documents` yields other documents for the same files
+_ROWS_INSPECTED = 100  # rows that reveal the columns of a stream without a schema
+_HOLD_OUT_STREAM = 3  # separates these random numbers from others drawn with the same seed
+_CHARACTERS_PER_TOKEN = 4  # English prose in WordPiece; streaming reads twice the characters that the caps need
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents to train on and to validate on, each a `datasets.Dataset` with one column, `text`.
+    """Training and validation documents, each a `datasets.Dataset` with one column, `text`.
 
     Attributes:
-        num_overlap: validation documents dropped because their exact text is in the training documents.
-        held_out: whether the validation documents were held out of the training documents; otherwise they are a split.
+        num_overlap: validation documents dropped because a training document has the same text.
+        held_out: whether the validation documents are a random share of the training documents instead of a split.
         train_fingerprint: hash of the training documents' content, in order; likewise `validation_fingerprint`.
-        train_hashes: uint64 [num_documents], a hash of each training document.
-        text_column: the column that holds the text; "" where the data has no columns.
+        train_hashes: uint64 [num_documents], one hash per training document.
+        text_column: the column that holds the text; "" if the data has no columns.
         columns: all columns of the data.
     """
 
@@ -56,8 +57,8 @@ class ScoredDocuments:
     """Documents to evaluate a model on.
 
     Attributes:
-        description: which documents they are, for a reader.
-        num_in_training: those that are also in the training text; None where that text is unknown.
+        description: the selection, for display, such as "split test".
+        num_in_training: documents that are also training documents; None if those are unknown.
     """
 
     documents: datasets.Dataset
@@ -70,7 +71,7 @@ def load_corpus(config: DataConfig, seed: int) -> Corpus:
     """Load the documents of both splits.
 
     Raises:
-        Refused: the data cannot be had, is malformed, lacks a split or the text column, or is too small to divide.
+        Refused: the data does not exist, is malformed, lacks a split or the text column, or is too small to divide.
     """
     table = _load_table(config, _named_splits(config))
     splits = table.splits
@@ -79,12 +80,12 @@ def load_corpus(config: DataConfig, seed: int) -> Corpus:
     train = _join(splits, config.train_split, "train_split", config)
     hashes = _hash_texts(train)
     if unnamed:
-        _join(splits, config.validation_split, "validation_split", config)  # for its refusal of a name
+        _join(splits, config.validation_split, "validation_split", config)  # refuses a split name
     if held_out:
         if len(train) < 2:
             raise Refused(
-                f"data.dataset = {config.dataset!r}: holds {len(train)} document, and validation needs another one; "
-                "pass a dataset with more documents, or name a split with --data.validation_split"
+                f"data.dataset = {config.dataset!r}: has only {len(train)} document, but training and validation need "
+                "one each; pass a dataset with more documents, or one with a validation split"
                 + ("" if config.document == "line" else ", or pass --data.document line")
             )
         order = np.random.default_rng([seed, _HOLD_OUT_STREAM]).permutation(len(train))
@@ -95,13 +96,13 @@ def load_corpus(config: DataConfig, seed: int) -> Corpus:
     else:
         validation = _join(splits, config.validation_split, "validation_split", config)
         validation_hashes = _hash_texts(validation)
-    blank = validation_hashes == _BLANK  # no overlap: left out with the other empty documents, and counted there
+    blank = validation_hashes == _BLANK  # not an overlap: `load_sequences` drops and counts the empty documents
     overlap = ~blank & np.isin(validation_hashes, hashes)
     if overlap.any() and (overlap | blank).all():
-        fix = "remove the duplicates from the data" if held_out else "pass another data.validation_split"
+        fix = "remove the duplicates or pass another dataset" if held_out else "pass another data.validation_split"
         raise Refused(
-            f"data.dataset = {config.dataset!r}: no validation document is left, because each of the {overlap.sum()} "
-            f"is also a training document; {fix}"
+            f"data.dataset = {config.dataset!r}: no validation documents remain, because all {overlap.sum()} are also "
+            f"training documents; {fix}"
         )
     kept = np.flatnonzero(~overlap)
     return Corpus(
@@ -118,10 +119,10 @@ def load_corpus(config: DataConfig, seed: int) -> Corpus:
 
 
 def load_documents(config: DataConfig, train_hashes: np.ndarray | None = None) -> ScoredDocuments:
-    """The documents of `validation_split`; all documents where it is "" or the data has no named splits.
+    """The documents of `validation_split`; all documents if it is "" or the data has no named splits.
 
     Args:
-        train_hashes: uint64, the hashes of the documents that the model was trained on, where they are known.
+        train_hashes: uint64, the hashes of the training documents of the model; None if they are unknown.
 
     Raises:
         Refused: as `load_corpus`.
@@ -150,7 +151,7 @@ def load_documents(config: DataConfig, train_hashes: np.ndarray | None = None) -
 
 @dataclass(frozen=True)
 class _Table:
-    """The splits of a dataset as documents; one under "" where the data has no named splits."""
+    """The documents of each split; one split "" if the data has no named splits."""
 
     splits: dict[str, datasets.Dataset]
     text_column: str = ""
@@ -158,16 +159,16 @@ class _Table:
 
 
 def _load_table(config: DataConfig, wanted: set[str] | None) -> _Table:
-    """The splits in `wanted`, or every split where it is None; the others are empty."""
-    is_local = hub.is_local(config.dataset)
-    if config.streaming and (is_local or config.dataset == SAMPLE):
+    """Load the splits in `wanted`, or all splits if it is None; the others stay empty."""
+    source = hub.Source.of(config.dataset)
+    if config.streaming and (source.path is not None or config.dataset == SAMPLE):
         raise Refused(
-            f"data.streaming = true: requires a dataset of the Hub, and data.dataset = {config.dataset!r} is not one; "
-            "omit data.streaming"
+            f"data.streaming = true: only Hub datasets can be streamed, and data.dataset = {config.dataset!r} is not "
+            "on the Hub; omit data.streaming"
         )
     if config.dataset == SAMPLE:
         return _Table({"": datasets.Dataset.from_dict({"text": generate_documents(_SAMPLE_DOCUMENTS, seed=0)})})
-    if not is_local:
+    if source.path is None:
         return _load_from_hub(config, wanted)
     files = find_split_files(config.dataset, config.config_name)
     named = [split for split in files if wanted is None or split in wanted or not split]
@@ -182,7 +183,7 @@ def _named_splits(config: DataConfig) -> set[str]:
 
 
 def _load_files(paths: list[Path], config: DataConfig) -> datasets.Dataset:
-    # The arguments name the cache entry: a changed file is read again, and every file by a changed reader.
+    # The arguments are the key of the cache: a changed file or a changed reader reads again.
     contents = [_hash_file(path) for path in paths]
     arguments: dict[str, Any] = {
         "paths": paths,
@@ -198,7 +199,7 @@ def _load_files(paths: list[Path], config: DataConfig) -> datasets.Dataset:
         if isinstance(error.__cause__, Refused | OSError):
             raise error.__cause__ from None
         raise
-    except ValueError:  # what the library raises where the generator yields nothing
+    except ValueError:  # the library raises it for a generator without rows
         if next(_generate(**arguments), None) is not None:
             raise
         return _NO_DOCUMENTS
@@ -223,12 +224,12 @@ def _load_from_hub(config: DataConfig, wanted: set[str] | None) -> _Table:
         return _select_documents(splits, config, wanted)
     except Refused:
         raise
-    except Exception as error:  # the library lets through whatever its readers, parsers and transports raise
+    except Exception as error:  # readers, parsers and transports raise many types
         raise hub.refusal("data.dataset", config.dataset, error) from None
 
 
 def _select_documents(splits: Any, config: DataConfig, wanted: set[str] | None) -> _Table:
-    column, columns = "", ()
+    column, columns = "", tuple[str, ...]()
     documents = {}
     for name, split in splits.items():
         if wanted is not None and name not in wanted:
@@ -237,7 +238,7 @@ def _select_documents(splits: Any, config: DataConfig, wanted: set[str] | None) 
         if not column:
             column, columns = _find_text_column(split, config)
         text_only = split.select_columns([column])
-        if column != "text":  # the library refuses to rename a column to its own name
+        if column != "text":  # the library refuses to rename a column to the same name
             text_only = text_only.rename_column(column, "text")
         is_train = name in config.train_split.split("+")
         documents[name] = _read_stream(text_only, config, is_train) if config.streaming else text_only
@@ -245,11 +246,11 @@ def _select_documents(splits: Any, config: DataConfig, wanted: set[str] | None) 
 
 
 def _read_stream(stream: datasets.IterableDataset, config: DataConfig, is_train: bool) -> datasets.Dataset:
-    """The first documents of a stream, until they hold about twice the tokens that the cap on sequences asks for."""
+    """The first documents of a stream, about twice as many tokens as the number of sequences needs."""
     num_sequences = config.num_train_sequences if is_train else config.num_validation_sequences
     wanted = 2 * num_sequences * config.sequence_length * _CHARACTERS_PER_TOKEN
     texts = []
-    for row in stream.cast(_FEATURES):  # a stream of csv or json has no types of its own
+    for row in stream.cast(_FEATURES):  # a stream of csv or json has no fixed types
         texts.append(row["text"])
         wanted -= len(row["text"] or "")
         if wanted <= 0:
@@ -258,8 +259,8 @@ def _read_stream(stream: datasets.IterableDataset, config: DataConfig, is_train:
 
 
 def _find_text_column(split: Any, config: DataConfig) -> tuple[str, tuple[str, ...]]:
-    """The column of texts, and all columns."""
-    features = split.features or datasets.Dataset.from_list(list(split.take(_ROWS_LOOKED_AT))).features
+    """The text column, and all columns."""
+    features = split.features or datasets.Dataset.from_list(list(split.take(_ROWS_INSPECTED))).features
     strings = [
         name for name, feature in features.items() if getattr(feature, "dtype", "") in ("string", "large_string")
     ]
@@ -284,13 +285,13 @@ def _find_text_column(split: Any, config: DataConfig) -> tuple[str, tuple[str, .
 
 
 def _join(splits: dict[str, datasets.Dataset], wanted: str, setting: str, config: DataConfig) -> datasets.Dataset:
-    """The splits named in `wanted`, one after the other; all there is where the data has no named splits."""
+    """Concatenate the splits listed in `wanted`; all documents if the data has no named splits."""
     if list(splits) == [""]:
-        # The defaults "train" and "test" ask such data for nothing that could be missing; any other name does.
+        # The default names are allowed here, because the user did not choose them.
         if wanted not in (getattr(DataConfig(), setting), ""):
             raise Refused(
-                f"data.{setting} = {wanted!r}: {config.dataset} has no named splits; omit the setting, and "
-                "data.validation_fraction of the documents is held out"
+                f"data.{setting} = {wanted!r}: {config.dataset} has no named splits; omit the setting to hold "
+                "out data.validation_fraction of the documents"
             )
         names = [""]
     else:
@@ -298,17 +299,17 @@ def _join(splits: dict[str, datasets.Dataset], wanted: str, setting: str, config
     for name in names:
         if name not in splits:
             raise Refused(
-                f"data.{setting} = {wanted!r}: {config.dataset} has no split {name!r}, it has "
-                f"{', '.join(sorted(splits))}; pass one of them, or hold documents out with --data.validation_split ''"
+                f"data.{setting} = {wanted!r}: {config.dataset} has no split {name!r} (splits: "
+                f"{', '.join(sorted(splits))}); pass one of them, or --data.validation_split '' to hold documents out"
             )
     documents = datasets.concatenate_datasets([splits[name] for name in names])
     if not len(documents):
-        raise Refused(f"data.{setting} = {wanted!r}: {config.dataset} has no documents there; pass a dataset with text")
+        raise Refused(f"data.{setting} = {wanted!r}: {config.dataset} has no documents; pass a dataset with text")
     return documents
 
 
 def _hash_texts(documents: datasets.Dataset) -> np.ndarray:
-    """uint64 [num_documents]: a hash of each text, the same for all that hold none."""
+    """uint64 [num_documents]: a hash of each text; all blank texts have the same."""
     texts = ("" if not text or text.isspace() else text for batch in documents.iter(1000) for text in batch["text"])
     hashes = (xxhash.xxh3_64_intdigest(text.encode()) for text in texts)
     return np.fromiter(hashes, np.uint64, len(documents))

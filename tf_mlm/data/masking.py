@@ -1,9 +1,9 @@
-"""Which tokens are predicted, and what stands in their place: the masking collator.
+"""The masking collator: selects the tokens to predict and replaces them.
 
-Masks are a function of (seed, epoch, index of the example) and of nothing else, so that a resumed run and a second
-pass see the same ones. The random numbers come from a counter hashed by splitmix64 (Steele, Lea and Flood, "Fast
-splittable pseudorandom number generators", OOPSLA 2014), because numpy's generators cannot be started anew for
-every row without Python work per row.
+Masks depend only on (seed, epoch, index of the example), so that a resumed run and a second pass use the same masks.
+The random numbers come from a counter hashed by splitmix64 (Steele, Lea and Flood, "Fast
+splittable pseudorandom number generators", OOPSLA 2014), because seeding a numpy generator
+for each row would need a Python loop.
 """
 
 from dataclasses import dataclass
@@ -11,22 +11,22 @@ from dataclasses import dataclass
 import numpy as np
 
 IGNORE_INDEX = -100
-"""Label of a position that is not predicted (Hugging Face's and PyTorch's convention)."""
+"""Label of a position that is not predicted (the convention of Hugging Face and PyTorch)."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 VALIDATION_PROBABILITY = 0.15
-"""Share of the tokens masked in validation, whatever the training ratio, so that losses can be compared."""
+"""Share of the tokens masked in validation; independent of the training ratio, so that losses can be compared."""
 
 
 def num_slots(sequence_length: int, mlm_probability: float) -> int:
-    """Slots that the head needs in a sequence, in training and in validation."""
+    """Positions per sequence that the head must support, in training and in validation."""
     return max_masked_per_sequence(sequence_length, max(mlm_probability, VALIDATION_PROBABILITY))
 
 
 def max_masked_per_sequence(sequence_length: int, mlm_probability: float) -> int:
-    """The most tokens that `mask_tokens` can choose in one sequence: a static number of slots for the head."""
+    """Upper limit of the tokens that `mask_tokens` chooses in one sequence: a static shape for the head."""
     return min(sequence_length, int(np.ceil(sequence_length * mlm_probability)))
 
 
@@ -43,17 +43,18 @@ def mask_tokens(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Choose tokens to predict and replace most of them, as BERT does (Devlin et al. 2019, section 3.1).
 
-    The number chosen in a row is `mlm_probability` times its maskable tokens, rounded up or down at random so that the
-    expectation is exact, and at least one where there is any.
+    The number chosen in a row is `mlm_probability` times its maskable tokens, randomly rounded up or down so that the
+    expectation is exact, and at least one if the row has any.
 
     Args:
         input_ids: int32 [batch, length].
-        maskable: bool [batch, length], the ordinary tokens: neither special nor padding.
-        keys: uint64 [batch]; a row's masks depend on its key alone.
-        random_token_ids: int32 [n], the ids that a random replacement is drawn from.
+        maskable: bool [batch, length], true for ordinary tokens: neither special nor padding.
+        keys: uint64 [batch]; the masks of a row depend only on its key.
+        random_token_ids: int32 [n], the candidates for a random replacement.
 
     Returns:
-        The masked input_ids, and the labels (IGNORE_INDEX where nothing is predicted); both int32 [batch, length].
+        The masked input_ids, and the labels (IGNORE_INDEX at positions that are not predicted); both
+        int32 [batch, length].
     """
     length = input_ids.shape[1]
     counter = np.arange(1, 3 * length + 2, dtype=np.uint64)
@@ -63,7 +64,7 @@ def mask_tokens(
     # Ordinary tokens come first in a random order; the first `num_masked` of them are chosen.
     num_maskable = maskable.sum(axis=1)
     expected = num_maskable * mlm_probability
-    whole = np.floor(expected)  # rounded apart from the fraction: 19 + 0.99…9 would be 20
+    whole = np.floor(expected)  # floor before adding the random number: 19 + 0.99…9 rounds to 20.0
     num_masked = (whole + (expected - whole + _uniform(bits[:, -1]) >= 1)).astype(np.int64)
     num_masked = np.minimum(np.maximum(num_masked, 1), num_maskable)
     order = np.argsort(np.where(maskable, rank_bits >> np.uint64(1), np.uint64(2**64 - 1)), axis=1, kind="stable")
@@ -74,12 +75,13 @@ def mask_tokens(
     treatment = _uniform(treatment_bits)
     random_tokens = random_token_ids[(_uniform(token_bits) * len(random_token_ids)).astype(np.int64)]
     masked = np.where(chosen & (treatment < mask_replace_prob), np.int32(mask_token_id), input_ids)
-    randomised = chosen & (treatment >= mask_replace_prob) & (treatment < mask_replace_prob + random_replace_prob)
-    return np.where(randomised, random_tokens, masked), labels
+    randomized = chosen & (treatment >= mask_replace_prob) & (treatment < mask_replace_prob + random_replace_prob)
+    masked = np.where(randomized, random_tokens, masked)
+    return masked, labels
 
 
 def example_keys(seed: int, epoch: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """uint64 [batch]: one key for each (seed, epoch, index)."""
+    """uint64 [batch]: a distinct key for each (seed, epoch, index)."""
     stream = np.uint64(seed * int(_GOLDEN) % 2**64)
     key = _splitmix64(epoch.astype(np.uint64) + stream)
     return _splitmix64(key ^ (index.astype(np.uint64) * _GOLDEN))
@@ -88,24 +90,26 @@ def example_keys(seed: int, epoch: np.ndarray, index: np.ndarray) -> np.ndarray:
 def _splitmix64(state: np.ndarray) -> np.ndarray:
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state ^ (state >> np.uint64(31))
+    hashed: np.ndarray = state ^ (state >> np.uint64(31))
+    return hashed
 
 
 def _uniform(bits: np.ndarray) -> np.ndarray:
     """float64 in [0, 1) from the upper 53 bits."""
-    return (bits >> np.uint64(11)) * 2.0**-53
+    uniform: np.ndarray = (bits >> np.uint64(11)) * 2.0**-53
+    return uniform
 
 
 @dataclass(frozen=True)
 class MaskingCollator:
-    """Rows of (epoch, index) in, a masked batch out: the `collate_fn` of `to_tf_dataset`.
+    """Maps rows of (epoch, index) to a masked batch: the `collate_fn` of `to_tf_dataset`.
 
-    An index of -1 is a filler row: all padding but a first token to attend to, no label.
+    An index of -1 gives a filler row: all padding, attention only to the first position, no labels.
 
     Attributes:
-        input_ids: int32 [num_sequences, length], memory-mapped; `index` counts its rows.
+        input_ids: int32 [num_sequences, length], memory-mapped; `index` selects its rows.
         lengths: int32 [num_sequences], tokens before the padding.
-        epoch_masks: False gives every epoch the same masks (validation).
+        epoch_masks: False uses the same masks in every epoch (validation).
     """
 
     input_ids: np.ndarray
@@ -139,5 +143,5 @@ class MaskingCollator:
             mask_token_id=self.mask_token_id,
             random_token_ids=self.random_token_ids,
         )
-        real[:, 0] |= lengths == 0  # a row that attends to nothing would have no defined softmax
+        real[:, 0] |= lengths == 0  # softmax is undefined for a row without attention
         return {"input_ids": input_ids, "attention_mask": real.astype(np.int32), "labels": labels}

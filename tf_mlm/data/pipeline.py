@@ -1,19 +1,20 @@
-"""Sequences to batches: the order of every epoch, and the `tf.data` pipeline that `model.fit` consumes."""
+"""Sequences to batches: the order of each epoch, and the `tf.data` pipeline for `model.fit`."""
 
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
 
 from tf_mlm.config import MaskingConfig
 from tf_mlm.data.masking import VALIDATION_PROBABILITY, MaskingCollator
 from tf_mlm.data.sequences import Sequences
 
-_SHUFFLE_STREAM = 1  # keeps the order's random numbers apart from those drawn with the same seed elsewhere
+_SHUFFLE_STREAM = 1  # separates these random numbers from others drawn with the same seed
 
 
 def steps_per_epoch(num_sequences: int, batch_size: int) -> int:
-    """Batches in one epoch, the last one filled up."""
+    """Batches in one epoch; filler rows complete the last one."""
     return -(-num_sequences // batch_size)
 
 
@@ -23,9 +24,14 @@ def epoch_order(num_sequences: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def build_collator(
-    sequences: Sequences, tokenizer: Any, masking: MaskingConfig, seed: int, *, validation: bool = False
+    sequences: Sequences,
+    tokenizer: PreTrainedTokenizerFast,
+    masking: MaskingConfig,
+    seed: int,
+    *,
+    validation: bool = False,
 ) -> MaskingCollator:
-    """The collator over `sequences`; for validation at 15 % always, with one mask for all epochs."""
+    """The collator over `sequences`; validation always masks 15 % and uses the same masks in every epoch."""
     special = np.unique(np.array(tokenizer.all_special_ids, np.int32))
     return MaskingCollator(
         input_ids=sequences.input_ids,
@@ -43,23 +49,24 @@ def build_collator(
 
 
 def rows_of_batch(rows: np.ndarray, batch_size: int, seed: int, batch: int) -> np.ndarray:
-    """Which of `rows` are in batch number `batch`, counted from 0 over all epochs."""
+    """The part of `rows` in batch `batch`, counted from 0 over all epochs."""
     epoch, number = divmod(batch, steps_per_epoch(len(rows), batch_size))
     order = epoch_order(len(rows), seed, epoch + 1)
-    return rows[order[number * batch_size : (number + 1) * batch_size]]
+    in_batch: np.ndarray = rows[order[number * batch_size : (number + 1) * batch_size]]
+    return in_batch
 
 
 def build_train_dataset(
     collator: MaskingCollator, rows: np.ndarray, *, batch_size: int, seed: int, epochs: int, first_batch: int = 0
 ) -> Any:
-    """Batches of all epochs in turn, shuffled within each, from `first_batch` on; nothing before it is read.
+    """Batches of all epochs, shuffled within each epoch, starting at `first_batch`; earlier batches are never read.
 
     Args:
         rows: int64 [num_sequences], the rows of the collator's matrix to train on.
 
     Returns:
-        `tf.data.Dataset` of ({input_ids, attention_mask}, labels), each int32 [batch_size, length]. It repeats for
-        ever, because Keras starts a finite dataset anew whenever its size happens to equal `steps_per_epoch`.
+        `tf.data.Dataset` of ({input_ids, attention_mask}, labels), each int32 [batch_size, length]. It repeats
+        forever, because Keras restarts a finite dataset whose size equals `steps_per_epoch`.
     """
     per_epoch = steps_per_epoch(len(rows), batch_size) * batch_size
     table_epoch = np.repeat(np.arange(1, epochs + 1, dtype=np.int32), per_epoch)
@@ -71,7 +78,7 @@ def build_train_dataset(
 
 
 def build_validation_dataset(collator: MaskingCollator, rows: np.ndarray, *, batch_size: int) -> Any:
-    """One pass over `rows` in order; shapes and types as in `build_train_dataset`."""
+    """One pass over `rows` in order; shapes and dtypes as in `build_train_dataset`."""
     index = np.full(steps_per_epoch(len(rows), batch_size) * batch_size, -1, np.int32)
     index[: len(rows)] = rows
     return _to_tf_dataset(collator, np.zeros_like(index), index, batch_size)
@@ -84,7 +91,7 @@ def _to_tf_dataset(collator: MaskingCollator, epoch: np.ndarray, index: np.ndarr
     batches = table.to_tf_dataset(
         batch_size=batch_size,
         collate_fn=collator,
-        drop_remainder=True,  # every batch is full, and only this gives a static batch dimension
+        drop_remainder=True,  # all batches are full; this makes the batch dimension static
         prefetch=False,
         num_test_batches=1,
     )

@@ -1,9 +1,11 @@
 """The prepared data of a run: sequences, the rows drawn from them, and facts about both."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
 
 from tf_mlm.config import Config
 from tf_mlm.data.corpus import Corpus
@@ -23,10 +25,10 @@ class PreparedData:
     """Training and validation sequences.
 
     Attributes:
-        train_rows: int64 [n], the rows of `train` that are trained on; likewise `validation_rows`.
-        unigram_entropy: of the training corpus, in nats a token.
+        train_rows: int64 [n], the rows of `train` used for training; likewise `validation_rows`.
+        unigram_entropy: of the training documents, in nats per token.
         facts: counts and fingerprint, for the run's environment.json and its model card.
-        train_hashes: uint64, a hash of each training document.
+        train_hashes: uint64 [num_documents], one hash per training document.
     """
 
     train: Sequences
@@ -38,7 +40,9 @@ class PreparedData:
     train_hashes: np.ndarray
     _token_counts: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
 
-    def train_dataset(self, config: Config, tokenizer: Any, epochs: int, first_batch: int = 0) -> Any:
+    def train_dataset(
+        self, config: Config, tokenizer: PreTrainedTokenizerFast, epochs: int, first_batch: int = 0
+    ) -> Any:
         """Batches of `train_rows`: see `build_train_dataset`."""
         seed = config.training.seed
         return build_train_dataset(
@@ -50,7 +54,7 @@ class PreparedData:
             first_batch=first_batch,
         )
 
-    def validation_dataset(self, config: Config, tokenizer: Any) -> Any:
+    def validation_dataset(self, config: Config, tokenizer: PreTrainedTokenizerFast) -> Any:
         """One pass over `validation_rows`: see `build_validation_dataset`."""
         return build_validation_dataset(
             build_collator(self.validation, tokenizer, config.masking, config.training.seed, validation=True),
@@ -64,14 +68,17 @@ class PreparedData:
         Padding and filler rows do not count.
         """
         per_epoch = steps_per_epoch(len(self.train_rows), config.training.batch_size)
-        tokens_per_epoch = int(self.train.lengths[self.train_rows].sum())
 
         def count_until(batch: int) -> int:
             epoch, number = divmod(batch, per_epoch)
             within = int(self._tokens_until(config, epoch)[number - 1]) if number else 0
-            return epoch * tokens_per_epoch + within
+            return epoch * self._tokens_per_epoch + within
 
         return count_until(end_batch) - count_until(first_batch)
+
+    @cached_property
+    def _tokens_per_epoch(self) -> int:
+        return int(self.train.lengths[self.train_rows].sum())
 
     def _tokens_until(self, config: Config, epoch: int) -> np.ndarray:
         """int64 [steps_per_epoch]: real tokens of the batches up to each one of `epoch`, counted from 0."""
@@ -80,16 +87,16 @@ class PreparedData:
             tokens = np.cumsum(self.train.lengths[order], dtype=np.int64)
             batch_size = config.training.batch_size
             ends = np.arange(batch_size, len(order) + batch_size, batch_size).clip(max=len(order)) - 1
-            self._token_counts.clear()  # a training goes through the epochs in order
+            self._token_counts.clear()  # training visits the epochs in order, so one entry is enough
             self._token_counts[epoch] = tokens[ends]
         return self._token_counts[epoch]
 
 
-def prepare_data(config: Config, corpus: Corpus, tokenizer: Any) -> PreparedData:
+def prepare_data(config: Config, corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> PreparedData:
     """Tokenize both splits and draw their rows.
 
     Raises:
-        Refused: a split holds no ordinary token.
+        Refused: a split has no ordinary tokens.
     """
     seed = config.training.seed
     train = load_sequences(corpus.train, corpus.train_fingerprint, tokenizer, config.data, "training")
@@ -98,8 +105,7 @@ def prepare_data(config: Config, corpus: Corpus, tokenizer: Any) -> PreparedData
         counts = unigram_counts(sequences, len(tokenizer))
         if np.delete(counts, tokenizer.all_special_ids).sum() == 0:
             raise Refused(
-                f"data.dataset: the {split} documents hold no ordinary token that could be masked; pass a dataset with "
-                "text"
+                f"data.dataset: the {split} documents contain no ordinary tokens to mask; pass a dataset with text"
             )
         if split == "training":
             entropy = unigram_entropy(counts, tokenizer.all_special_ids)
@@ -127,7 +133,7 @@ def prepare_data(config: Config, corpus: Corpus, tokenizer: Any) -> PreparedData
 
 
 def describe_data(facts: dict[str, Any]) -> str:
-    """The facts in lines for a reader."""
+    """The facts as printed lines."""
     lines = [
         f"{split:<11}{facts[f'{short}_documents']:>10,} documents  "
         f"{facts[f'{short}_tokens']:>12,} tokens in, {facts[f'{short}_tokens_packed']:,} out  "

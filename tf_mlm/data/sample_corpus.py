@@ -1,23 +1,24 @@
-"""A corpus of short film reviews that the package writes itself: the data of `configs/sample.toml`.
+"""The sample corpus: generated short film reviews, the data of `configs/sample.toml`.
 
-Why it is here: the first run has to work with no network and no download, and its curve has to mean something. A few
-fixed sentences would be learnt by heart, and text whose next word follows from the last two needs no masked language
-model. So every document is drawn from a grammar whose rules run across sentences:
+The first run must work without a network, and its curve must be meaningful. A model memorizes a few fixed sentences,
+and text whose next word follows from the previous two does not need a masked language model. So each document is
+drawn from a grammar whose rules apply across sentences:
 
-* a film, its genre, its people and its place are drawn once and named again later, so a gap is filled from elsewhere;
+* a film, its genre, its people and its place are drawn once and named again later, so that other sentences help to
+  fill a mask;
 * pronouns, relations (`her sister Ida`) and actors agree in gender with a name that may come before or after;
-* one verdict rules adjectives, verbs, feelings and rating from the first sentence to the last; only the first half of a
-  contrast (`Although the music was bland, ...`, `..., but ...`) says the opposite;
-* one tense and one reviewer (`I` or `we`) hold for the whole document, and verbs agree in number with their subject.
+* one verdict determines adjectives, verbs, feelings and rating in all sentences; only the first half of a contrast
+  (`Although the music was bland, ...`, `..., but ...`) says the opposite;
+* one tense and one reviewer (`I` or `we`) are used in the whole document, and verbs agree with their subject.
 
-Films and people are invented: titles and full names are put together by chance.
+Films and people are invented: titles and full names are random combinations.
 """
 
 import random
 import re
 from collections.abc import Iterator
 
-# Tables. Entries are separated by commas; a document draws one of each line unless said otherwise.
+# Tables. Entries are separated by commas; a document draws one per line unless a comment says otherwise.
 
 
 def _entries(line: str) -> list[str]:
@@ -125,7 +126,7 @@ GENRES: dict[str, dict[str, list[str]]] = {
     },
 }
 
-# Words that carry the verdict. No word stands in both tables. `adjectives` fit anything that can be judged.
+# Words that express the verdict. No word is in both tables. `adjectives` fit all aspects.
 PRAISE = {
     "adjectives": _entries("wonderful, brilliant, excellent, superb, delightful, beautiful"),
     "loved": _entries("loved, enjoyed"),
@@ -147,7 +148,7 @@ BLAME = {
     "rating": _entries("zero, two, three, four"),
 }
 
-# What is judged, the verb's number, and adjectives of its own: praise, then blame.
+# Aspect, number of its verb, and adjectives for this aspect only: praise, then blame.
 ASPECTS = (
     ("acting", "singular", _entries("convincing, subtle"), _entries("wooden, stiff")),
     ("story", "singular", _entries("gripping, touching"), _entries("predictable, confusing")),
@@ -159,9 +160,9 @@ ASPECTS = (
     ("effects", "plural", _entries("dazzling, inventive"), _entries("fake, clumsy")),
 )
 
-# Templates. {present/past} follows the tense of the document. {adjective} and {clause} carry the verdict, {contrary}
-# and {contrary clause} its opposite; these four are drawn anew each time, the other slots once a document.
-# Two rules keep people apart: {he}, {him} and {his} are the lead or the actor of the lead, who share a gender, {their}
+# Templates. {present/past} follows the tense of the document. {adjective} and {clause} express the verdict, {contrary}
+# and {contrary clause} its opposite; these four are drawn at each use, the other slots once per document.
+# Two rules distinguish people: {he}, {him} and {his} are the lead or the actor of the lead, who share a gender, {their}
 # is the director; and the second character is always called by relation and name.
 OPENINGS = (
     "{title} {is/was} a {genre} directed by {director}.",
@@ -238,14 +239,14 @@ VERDICTS = (
 
 
 def generate_documents(num_documents: int, seed: int) -> list[str]:
-    """Writes `num_documents` distinct film reviews of 4 to 6 sentences, the same ones for the same `seed`.
+    """Generate `num_documents` distinct film reviews of 4 to 6 sentences, reproducible by `seed`.
 
-    Only `random.Random` is used, so the text depends neither on the platform nor on the version of Python.
+    It uses only `random.Random`, so the text is the same on all platforms and Python versions.
     """
     if num_documents < 0:
         raise ValueError(f"num_documents must be at least 0, got {num_documents}")
     rng = random.Random(seed)
-    documents: dict[str, None] = {}  # a dict, because a set has no order
+    documents: dict[str, None] = {}  # a dict keeps the order, a set does not
     while len(documents) < num_documents:
         documents[_write_document(rng)] = None
     return list(documents)
@@ -306,7 +307,7 @@ def _draw_facts(rng: random.Random, verdict: dict[str, list[str]], tense: str) -
 
 
 def _draw_judgements(rng: random.Random, praises: bool, tense: str) -> dict[str, Iterator[str]]:
-    """What is drawn anew for each slot, by slot; a document judges no aspect twice."""
+    """Iterators of new words for each slot; a document judges no aspect twice."""
     agreeing, contrary = (PRAISE, BLAME) if praises else (BLAME, PRAISE)
     adjectives = _shuffle_forever(rng, agreeing["adjectives"])
     contrary_adjectives = _shuffle_forever(rng, contrary["adjectives"])
@@ -315,10 +316,10 @@ def _draw_judgements(rng: random.Random, praises: bool, tense: str) -> dict[str,
     verbs = {"present": {"singular": "is", "plural": "are"}, "past": {"singular": "was", "plural": "were"}}[tense]
 
     def clauses(says_praise: bool, general_adjectives: Iterator[str]) -> Iterator[str]:
-        for noun, number, praise, blame in aspects:  # shared: what one clause judges, no other does
+        for noun, number, praise, blame in aspects:  # shared, so that no two clauses judge the same aspect
             own_adjectives = praise if says_praise else blame
             adjective = rng.choice(own_adjectives) if rng.random() < 0.3 else next(general_adjectives)
-            # A pair side by side shows a reader of few words which adjectives go together.
+            # A pair shows within a few words which adjectives belong together.
             pair = f" and {next(general_adjectives)}" if rng.random() < 0.5 else ""
             yield f"the {noun} {verbs[number]} {adjective}{pair}"
 
@@ -331,7 +332,7 @@ def _draw_judgements(rng: random.Random, praises: bool, tense: str) -> dict[str,
 
 
 def _shuffle_forever(rng: random.Random, words: list[str]) -> Iterator[str]:
-    while True:  # each word once before any comes back
+    while True:  # use each word once before repeating any
         yield from rng.sample(words, len(words))
 
 
