@@ -72,7 +72,8 @@ def load_report(run: RunDirectory, events: Events | None = None, takes_strings: 
     """
     environment = json.loads(run.environment_path.read_text())
     config, events = load_config(run.config_path), events or run.read_events()
-    fills = zip(config.training.example_sentences, events.start.fills, events.end.fills, strict=True)
+    before = (events.start and events.start.fills) or []
+    after = (events.end and events.end.fills) or []
     return RunReport(
         run_name=run.name,
         config=config,
@@ -80,7 +81,7 @@ def load_report(run: RunDirectory, events: Events | None = None, takes_strings: 
         num_parameters=environment["num_parameters"],
         model_type=json.loads((run.model_path / "config.json").read_text())["model_type"],
         data=environment["data"],
-        examples=[Example(*fill) for fill in fills],
+        examples=[Example(*fills) for fills in zip(config.training.example_sentences, before, after, strict=True)],
         environment=environment,
         new_weights=environment["new_weights"],
         takes_strings=takes_strings,

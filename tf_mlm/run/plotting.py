@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Annotation
 from matplotlib.ticker import MaxNLocator
-from matplotlib.transforms import Bbox
+from matplotlib.transforms import Bbox, BboxBase
 
 from tf_mlm.run.events import EpochEvent, Event, Events, StartEvent
 
@@ -92,16 +92,16 @@ def place_labels(figure: Figure, labels: list[Label]) -> None:
         boxes = []
         for x, y, ha, va in label.places:
             label.text.set_position((x, y))
-            label.text.set_ha(ha)
-            label.text.set_va(va)
+            label.text.set_horizontalalignment(ha)
+            label.text.set_verticalalignment(va)
             box = label.text.get_window_extent().padded(_LABEL_MARGIN)
             boxes.append((_covered(box, placed) + _outside(box, frame), box, (x, y, ha, va)))
             if boxes[-1][0] == 0:
                 break
         _, box, (x, y, ha, va) = min(boxes, key=lambda each: each[0])
         label.text.set_position((x, y))
-        label.text.set_ha(ha)
-        label.text.set_va(va)
+        label.text.set_horizontalalignment(ha)
+        label.text.set_verticalalignment(va)
         placed.append(box)
 
 
@@ -111,7 +111,7 @@ def _covered(box: Bbox, others: list[Bbox]) -> float:
     return float(sum(each.width * each.height for each in found if each is not None))
 
 
-def _outside(box: Bbox, frame: Bbox) -> float:
+def _outside(box: Bbox, frame: BboxBase) -> float:
     inside = Bbox.intersection(box, frame)
     return float(box.width * box.height - (inside.width * inside.height if inside is not None else 0.0))
 

@@ -1,5 +1,6 @@
 """What a training will take: steps, tokens, learning rates, memory, disk and time, before anything is trained."""
 
+import contextlib
 import time
 from dataclasses import dataclass
 from datetime import timedelta
@@ -78,15 +79,14 @@ def _memory_bytes(job: Job) -> float:
 
 
 def peak_memory_bytes() -> int:
-    """The largest resident memory of this process so far, or the present one where the system does not tell."""
+    """The largest resident memory of this process so far; the present one on systems that do not report the largest."""
     memory = psutil.Process().memory_info()
     if hasattr(memory, "peak_wset"):  # Windows
         return int(memory.peak_wset)
-    try:
-        status = Path("/proc/self/status").read_text()
-        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        return int(memory.rss)
+    with contextlib.suppress(OSError, StopIteration):
+        status = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+    return int(memory.rss)
 
 
 def step_products_of(job: Job) -> list[Product]:
