@@ -109,7 +109,7 @@ def trained(tensorflow: None, tmp_path_factory: pytest.TempPathFactory) -> tuple
     (folder / "tiny.toml").write_text(TINY)
     calls: list[Any] = []
 
-    class Recorder(keras.callbacks.Callback):  # type: ignore[misc]
+    class Recorder(keras.callbacks.Callback):
         def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
             calls.append((epoch, dict(logs or {})))
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tomli_w
@@ -37,7 +38,7 @@ def written(tmp_path: Path, content: str | bytes) -> Path:
     return file
 
 
-def refusal(tmp_path: Path, content: str | bytes, overrides: dict | None = None) -> str:
+def refusal(tmp_path: Path, content: str | bytes, overrides: dict[str, Any] | None = None) -> str:
     """The one line that a file is refused with, the folder cut off."""
     with pytest.raises(Refused) as refused:
         load_config(written(tmp_path, content), overrides)
@@ -49,7 +50,7 @@ def refusal(tmp_path: Path, content: str | bytes, overrides: dict | None = None)
 # --- where a value comes from
 
 
-def test_defaults_are_beaten_by_the_file_and_the_file_by_the_command_line(tmp_path):
+def test_defaults_are_beaten_by_the_file_and_the_file_by_the_command_line(tmp_path: Path) -> None:
     file = written(tmp_path, "[training]\nepochs = 3\nbatch_size = 16\n[optimizer]\nlearning_rate = 1e-3\n")
     config = load_config(file, {"training.epochs": "7", "data.line_by_line": "true"})
     assert config == Config(
@@ -64,27 +65,27 @@ def test_defaults_are_beaten_by_the_file_and_the_file_by_the_command_line(tmp_pa
     "text, value",
     [("5e-4", 5e-4), (".5", 0.5), ("0.25", 0.25), ("1e-5", 1e-5)],
 )
-def test_a_rate_may_be_typed_in_every_usual_way(text, value):
+def test_a_rate_may_be_typed_in_every_usual_way(text: str, value: Any) -> None:
     assert load_config(None, {"optimizer.learning_rate": text}).optimizer.learning_rate == value
 
 
 @pytest.mark.parametrize("text, value", [("true", True), ("True", True), ("false", False), ("False", False)])
-def test_a_truth_value_may_be_typed_as_in_toml_or_python(text, value):
+def test_a_truth_value_may_be_typed_as_in_toml_or_python(text: str, value: Any) -> None:
     assert load_config(None, {"data.streaming": text}).data.streaming is value
 
 
-def test_a_text_that_looks_like_a_number_stays_a_text():
+def test_a_text_that_looks_like_a_number_stays_a_text() -> None:
     config = load_config(None, {"model.name": "123", "model.revision": "1e5", "data.text_column": "true"})
     assert (config.model.name, config.model.revision, config.data.text_column) == ("123", "1e5", "true")
 
 
-def test_example_sentences_come_as_a_list():
+def test_example_sentences_come_as_a_list() -> None:
     sentences = ["a [MASK]", "[MASK] b"]
     config = load_config(None, {"training.example_sentences": sentences})
     assert config.training.example_sentences == tuple(sentences)
 
 
-def test_a_config_is_immutable():
+def test_a_config_is_immutable() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().training.epochs = 3  # type: ignore[misc]
 
@@ -92,7 +93,7 @@ def test_a_config_is_immutable():
 # --- what is written back
 
 
-def test_what_is_dumped_is_loaded_back_and_every_setting_has_its_comment(tmp_path):
+def test_what_is_dumped_is_loaded_back_and_every_setting_has_its_comment(tmp_path: Path) -> None:
     config = Config(
         model=ModelConfig(name="", dim=60, n_heads=5),
         data=DataConfig(dataset="a\nb \"c\" 'd' # \\ \x7f é", document="paragraph", validation_split=""),
@@ -106,7 +107,7 @@ def test_what_is_dumped_is_loaded_back_and_every_setting_has_its_comment(tmp_pat
         assert f"# {field.default.description}" in text, name
 
 
-def test_every_setting_is_dumped_under_its_own_name():
+def test_every_setting_is_dumped_under_its_own_name() -> None:
     dumped = tomllib.loads(dump_config(Config()))
     assert [f"{section}.{key}" for section, values in dumped.items() for key in values] == list(setting_fields())
 
@@ -128,14 +129,14 @@ some_config = st.builds(
 
 @same_folder
 @given(some_config)
-def test_any_config_survives_its_dump(tmp_path, config):
+def test_any_config_survives_its_dump(tmp_path: Path, config: Config) -> None:
     assert load_config(written(tmp_path, dump_config(config))) == config
 
 
 # --- the files that come along
 
 
-def test_the_default_recipe_is_the_defaults_and_names_every_setting():
+def test_the_default_recipe_is_the_defaults_and_names_every_setting() -> None:
     file = ROOT / "configs" / "imdb.toml"
     assert load_config(file) == Config()
     named = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -143,11 +144,11 @@ def test_the_default_recipe_is_the_defaults_and_names_every_setting():
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.toml")), ids=lambda file: file.name)
-def test_every_recipe_loads(file):
+def test_every_recipe_loads(file: Path) -> None:
     assert isinstance(load_config(file), Config)
 
 
-def test_the_recipes_are_those_asked_for():
+def test_the_recipes_are_those_asked_for() -> None:
     names = {file.name for file in (ROOT / "configs").glob("*.toml")}
     assert names >= {"imdb.toml", "imdb-10k.toml", "imdb-full.toml", "sample.toml", "local-text.toml"}
 
@@ -301,11 +302,13 @@ def test_the_recipes_are_those_asked_for():
         ("a = " + "[" * 5000, "--config: my.toml: not TOML: maximum recursion depth exceeded"),
     ],
 )  # fmt: skip
-def test_a_file_is_refused_in_one_line_that_names_file_key_value_and_rule(tmp_path, content, message):
+def test_a_file_is_refused_in_one_line_that_names_file_key_value_and_rule(
+    tmp_path: Path, content: str, message: str
+) -> None:
     assert refusal(tmp_path, content) == message
 
 
-def test_a_number_of_thousands_of_digits_is_refused(tmp_path):
+def test_a_number_of_thousands_of_digits_is_refused(tmp_path: Path) -> None:
     message = refusal(tmp_path, "[training]\nepochs = " + "9" * 5000)
     assert message.startswith("--config: my.toml: not TOML: Exceeds the limit (4300")
 
@@ -340,25 +343,25 @@ def test_a_number_of_thousands_of_digits_is_refused(tmp_path):
         ),
     ],
 )
-def test_the_command_line_is_refused_in_one_line(overrides, message):
+def test_the_command_line_is_refused_in_one_line(overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(Refused) as refused:
         load_config(None, overrides)
     assert str(refused.value) == message
 
 
 @pytest.mark.parametrize("text", ["[" * 5000, "1" * 5000, "\udcff", "\x00"], ids=["nested", "digits", "byte", "nul"])
-def test_no_text_on_the_command_line_ends_otherwise_than_in_a_refusal(text):
+def test_no_text_on_the_command_line_ends_otherwise_than_in_a_refusal(text: str) -> None:
     with pytest.raises(Refused, match="^--training.epochs = .*should be a valid integer") as refused:
         load_config(None, {"training.epochs": text})
     assert str(refused.value).isprintable()
 
 
-def test_a_fault_of_the_file_is_laid_to_the_file_when_the_command_line_sets_something_else(tmp_path):
+def test_a_fault_of_the_file_is_laid_to_the_file_when_the_command_line_sets_something_else(tmp_path: Path) -> None:
     message = refusal(tmp_path, "[data]\nsequence_length = 7", {"training.epochs": "3"})
     assert message == "my.toml: data.sequence_length = 7: should be greater than or equal to 8 (tokens in a sequence)"
 
 
-def test_a_missing_file_is_refused_with_the_recipes(tmp_path, monkeypatch):
+def test_a_missing_file_is_refused_with_the_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Refused) as refused:
         load_config(Path("no.toml"))
@@ -368,7 +371,7 @@ def test_a_missing_file_is_refused_with_the_recipes(tmp_path, monkeypatch):
         find_recipe("imdb-9k")
 
 
-def test_a_recipe_is_found_by_its_name_from_any_directory(tmp_path, monkeypatch):
+def test_a_recipe_is_found_by_its_name_from_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert find_recipe("imdb-10k") == ROOT / "configs" / "imdb-10k.toml"
     assert find_recipe("own.toml") == Path("own.toml")
@@ -377,7 +380,7 @@ def test_a_recipe_is_found_by_its_name_from_any_directory(tmp_path, monkeypatch)
     assert find_recipe("sample") == Path("sample")
 
 
-def test_overrides_may_be_values_and_their_names_are_checked():
+def test_overrides_may_be_values_and_their_names_are_checked() -> None:
     config = load_config(None, {"training.epochs": 3, "data.line_by_line": True, "model.name": ""})
     assert (config.training.epochs, config.data.line_by_line, config.model.name) == (3, True, "")
     with pytest.raises(Refused, match="unknown setting training.epoch; did you mean 'training.epochs'"):
@@ -396,11 +399,13 @@ def test_overrides_may_be_values_and_their_names_are_checked():
         ("--zz", ["--plan", "--seed"], None),
     ],
 )
-def test_a_flag_is_suggested_by_its_letters_initials_or_spelling(name, known, match):
+def test_a_flag_is_suggested_by_its_letters_initials_or_spelling(
+    name: str, known: list[str], match: str | None
+) -> None:
     assert suggest(name, known) == match
 
 
-def test_a_folder_is_no_file(tmp_path):
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(Refused) as refused:
         load_config(tmp_path)
     assert str(refused.value) == f"--config: {tmp_path}: cannot be read: Is a directory"
@@ -417,9 +422,9 @@ some_name = st.one_of(st.sampled_from(names), some_text)
 
 
 @st.composite
-def settings_like(draw):
+def settings_like(draw: Any) -> dict[str, Any]:
     """Mostly real sections and keys, so that values are reached."""
-    result = {}
+    result: dict[str, Any] = {}
     for dotted in draw(st.lists(st.sampled_from(list(setting_fields())), max_size=5)):
         section, key = dotted.split(".")
         result.setdefault(section, {})[key] = draw(values)
@@ -435,19 +440,19 @@ def loads_or_is_refused_in_one_line(file: Path) -> None:
 
 @same_folder
 @given(settings_like())
-def test_any_toml_loads_or_is_refused_in_one_line(tmp_path, content):
+def test_any_toml_loads_or_is_refused_in_one_line(tmp_path: Path, content: dict[str, Any]) -> None:
     loads_or_is_refused_in_one_line(written(tmp_path, tomli_w.dumps(content)))
 
 
 @same_folder
 @given(st.one_of(st.binary(), some_text.map(str.encode), st.text("[]\"'=.#\n\\u0a1,{}").map(str.encode)))
-def test_any_bytes_load_or_are_refused_in_one_line(tmp_path, content):
+def test_any_bytes_load_or_are_refused_in_one_line(tmp_path: Path, content: str) -> None:
     loads_or_is_refused_in_one_line(written(tmp_path, content))
 
 
 @settings(deadline=None)
 @given(st.sampled_from(list(setting_fields())), st.one_of(some_text, st.sampled_from(["1", "0.5", "1e9", "nan", "-1"])))
-def test_any_text_on_the_command_line_is_taken_or_refused_in_one_line(name, text):
+def test_any_text_on_the_command_line_is_taken_or_refused_in_one_line(name: str, text: str) -> None:
     try:
         assert isinstance(load_config(None, {name: text}), Config)
     except Refused as refused:
@@ -457,7 +462,7 @@ def test_any_text_on_the_command_line_is_taken_or_refused_in_one_line(name, text
 # --- what is imported
 
 
-def test_settings_and_command_line_import_neither_tensorflow_nor_hugging_face():
+def test_settings_and_command_line_import_neither_tensorflow_nor_hugging_face() -> None:
     heavy = ("tensorflow", "tf_keras", "keras", "transformers", "datasets", "huggingface_hub", "tokenizers", "pyarrow")
     code = (
         "import sys, tf_mlm.config, tf_mlm.commands.main\n"

@@ -30,7 +30,7 @@ def test_the_trigram_is_a_distribution_and_learns_a_rule_of_two_tokens() -> None
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sample")
-    command = [sys.executable, ROOT / "train.py", "--config", SAMPLE, "--output-dir", folder / "run"]
+    command: list[str | Path] = [sys.executable, ROOT / "train.py", "--config", SAMPLE, "--output-dir", folder / "run"]
     subprocess.run(command, check=True, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)})
     return folder / "run"
 

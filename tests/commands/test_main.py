@@ -83,7 +83,7 @@ leave({code})
 def test_output_that_nobody_reads_any_more_ends_the_command_without_a_word() -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, str(ROOT / "train.py"), "--print-config"]
+    command: list[str | Path] = [sys.executable, str(ROOT / "train.py"), "--print-config"]
     result = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE)
     os.close(writing)
     assert (result.returncode, result.stderr) == (141, b"")  # as by SIGPIPE
@@ -112,7 +112,16 @@ assert not {"tensorflow", "transformers", "datasets"} & sys.modules.keys()
 
 
 def test_printed_settings_load_back_with_what_the_flags_said(capsys: Capture) -> None:
-    flags = ["--epochs", "7", "--masking.mlm_probability", "0.3", "--dataset", "my-texts/", "--model", ""]
+    flags = [
+        "--epochs",
+        "7",
+        "--masking.mlm_probability",
+        "0.3",
+        "--dataset",
+        "my-texts/",
+        "--model",
+        "",
+    ]
     assert train_main([*flags, "--print-config"]) == 0
     Path("printed.toml").write_text(capsys.readouterr().out)
     config = load_config(Path("printed.toml"))
@@ -209,7 +218,16 @@ def test_data_that_cannot_be_trained_on_is_refused(capsys: Capture, model: Path,
 def test_durations_and_lengths_that_cannot_be_are_refused_with_both_numbers(
     capsys: Capture, model: Path, reviews: Path
 ) -> None:
-    flags = ["--model", model, "--dataset", reviews, "--batch-size", "8", "--data.sequence_length", "16"]
+    flags: list[str | Path] = [
+        "--model",
+        model,
+        "--dataset",
+        reviews,
+        "--batch-size",
+        "8",
+        "--data.sequence_length",
+        "16",
+    ]
     line = refusal(capsys, train_main, *flags, "--training.num_train_steps", "5", "--optimizer.num_warmup_steps", "5")
     assert "num_warmup_steps = 5" in line and "5 steps" in line
     line = refusal(capsys, train_main, *flags[:-1], "513")
@@ -256,11 +274,12 @@ def test_a_tokenizer_without_a_mask_is_refused(capsys: Capture, copied_model: Pa
 def test_what_only_the_hub_has_is_refused_off_line_and_never_replaced(
     capsys: Capture, model: Path, reviews: Path
 ) -> None:
-    for arguments, asked in [
+    cases: list[tuple[list[str | Path], str]] = [
         (["--model", "someone/model", "--dataset", reviews], "model.name = 'someone/model'"),
         (["--model", model, "--dataset", "someone/texts"], "data.dataset = 'someone/texts'"),
         (["--config", ROOT / "configs" / "imdb.toml"], "model.name = 'distilbert-base-uncased'"),
-    ]:
+    ]
+    for arguments, asked in cases:
         line = refusal(capsys, train_main, *arguments)
         assert asked in line and "no connection" in line
         for way_on in ("connect once", "local folder", "configs/sample.toml"):
@@ -281,7 +300,7 @@ def test_out_of_memory_is_one_line_with_the_way_on(capsys: Capture) -> None:
 
 def test_an_output_dir_that_is_taken_is_refused_and_untouched(capsys: Capture, finished_run: Path) -> None:
     taken = Path(shutil.copytree(finished_run, "TAKEN"))
-    flags = ["--config", finished_run.parent / "tiny.toml", "--output-dir"]
+    flags: list[str | Path] = ["--config", finished_run.parent / "tiny.toml", "--output-dir"]
     assert "holds a finished run; choose a new directory" in refusal(capsys, train_main, *flags, taken)
     metrics = (taken / "metrics.jsonl").read_text()
     (taken / "metrics.jsonl").write_text(metrics[: metrics.rindex('{"event": "end"')])
@@ -327,7 +346,7 @@ def test_the_bare_default_off_line_is_the_sample_with_a_banner_before_and_after(
 
 def test_a_refusal_after_tensorflow_was_imported_leaves_one_line_on_stderr() -> None:
     """Of the process, not of Python alone; and any setting beyond the bare ones is no request for the sample."""
-    command = [sys.executable, ROOT / "train.py", "--batch-size", "16"]
+    command: list[str | Path] = [sys.executable, ROOT / "train.py", "--batch-size", "16"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2
     line, end = result.stderr.split("\n")
@@ -338,7 +357,7 @@ def test_a_refusal_after_tensorflow_was_imported_leaves_one_line_on_stderr() -> 
 
 @pytest.mark.slow
 def test_the_bare_default_off_line_trains_the_sample_and_goes_on_with_it_when_resumed() -> None:
-    command = [sys.executable, ROOT / "train.py", "--epochs", "1", "--output-dir", "RUN", "--resume"]
+    command: list[str | Path] = [sys.executable, ROOT / "train.py", "--epochs", "1", "--output-dir", "RUN", "--resume"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("THE HUB IS OUT OF REACH") == 2
@@ -352,7 +371,7 @@ def test_the_bare_default_off_line_trains_the_sample_and_goes_on_with_it_when_re
 @pytest.mark.slow
 def test_a_run_without_a_name_of_its_own_is_named_after_its_config_and_says_sample() -> None:
     environment = os.environ | {"TF_NUM_INTRAOP_THREADS": "2"}
-    command = [sys.executable, ROOT / "train.py", "--epochs", "1"]
+    command: list[str | Path] = [sys.executable, ROOT / "train.py", "--epochs", "1"]
     assert subprocess.run(command, env=environment).returncode == 0
     (run,) = Path("runs").iterdir()
     assert run.name.startswith("sample-")

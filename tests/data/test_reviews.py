@@ -16,7 +16,7 @@ from tf_mlm.data.sequences import load_sequences
 def test_the_ratios_hold_within_a_hundredth_and_no_token_is_lost(shared: Path, cache: Path) -> None:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(shared / "models" / "distilbert-base-uncased-config")  # type: ignore[no-untyped-call]
+    tokenizer = AutoTokenizer.from_pretrained(shared / "models" / "distilbert-base-uncased-config")
     file = shared / "data" / "imdb" / "plain_text" / "test-00000-of-00001.parquet"
     reviews = datasets.Dataset.from_parquet(str(file), columns=["text"], cache_dir=str(cache)).take(800)
     found = load_sequences(reviews, "800 reviews", tokenizer, DataConfig(), "training")

@@ -357,7 +357,7 @@ def fast_tokenizer(kind: str) -> PreTrainedTokenizerFast:
     backend.train_from_iterator(text, trainer)
     ids = [(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     backend.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ids)
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
         mask_token=AddedToken("[MASK]", lstrip=True),
     )  # fmt: skip

@@ -54,7 +54,7 @@ def fuzz(seed: int, count: int) -> list[str]:
     return ["".join(fragment() for _ in range(numbers.randrange(0, 12))) for _ in range(count)]
 
 
-def trained(**options: bool) -> Any:
+def trained(**options: bool | None) -> Any:
     """A tokenizer whose vocabulary holds pieces of fuzzed text, as `options` of the normaliser leave it."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -155,7 +155,7 @@ def in_graph(tokenizer: Any) -> Callable[[list[Any]], tuple[list[list[int]], lis
         values, splits, is_valid = (output.numpy() for output in tokenize(tf.constant(texts, tf.string)))
         return [values[i:j].tolist() for i, j in zip(splits[:-1], splits[1:], strict=True)], is_valid.tolist()
 
-    call.module = module  # else it is freed, and its table with it
+    call.module = module  # type: ignore[attr-defined]  # otherwise it is freed, and its table with it
     return call
 
 

@@ -15,7 +15,7 @@ from tf_mlm.commands.main import main
 INPUT_IDS = np.array([[2, 40, 41, 4, 43, 3], [2, 50, 4, 3, 0, 0]], np.int32)
 ATTENTION_MASK = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]], np.int32)
 
-TEXTS = [
+TEXTS: list[Any] = [
     "This is a [MASK] film.",
     "the [MASK] was [MASK] , and\tthe Story was[MASK]!",
     "no gap",
@@ -123,7 +123,7 @@ def test_where_there_is_only_tensorflow_the_answers_are_those_of_the_model(
     assert_fills(fills, stock, TEXTS, k=4)
     expected = stock[0](input_ids=INPUT_IDS, attention_mask=ATTENTION_MASK).logits.numpy()
     assert list(logits) == ["logits"]
-    assert (logits["logits"].dtype, logits["logits"].shape) == (np.float32, (2, 6, 300))
+    assert (logits["logits"].dtype, logits["logits"].shape) == (np.dtype(np.float32), (2, 6, 300))
     np.testing.assert_allclose(logits["logits"], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 

@@ -91,7 +91,7 @@ class Life:
         self._temporary_before = set(self.run.glob("checkpoints/.step-*"))
         self._log_path = folder / "log.txt"
         environment = {"PYTHONPATH": str(ROOT), "HF_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1"} | environment
-        command = [sys.executable, ROOT / "train.py", *flags, "--output-dir", "RUN", "--resume"]
+        command: list[str | Path] = [sys.executable, ROOT / "train.py", *flags, "--output-dir", "RUN", "--resume"]
         with open(self._log_path, "w") as log:
             self.process = subprocess.Popen(command, cwd=folder, env=os.environ | environment, stdout=log, stderr=log)
         self._start = time.monotonic()
@@ -124,7 +124,7 @@ class Life:
         if "\nprecision " not in log:  # the last line before training
             return "data preparation"
         events = self.events()
-        last = events[-1] if events else {"event": "none", "step": -1}
+        last: dict[str, Any] = events[-1] if events else {"event": "none", "step": -1}
         if last["event"] == "end":
             return "after the end"
         if not events:
@@ -244,11 +244,11 @@ def differences(run: Path, whole: Path) -> list[str]:
     if _history(run) != _history(whole):
         found.append("history.csv")
     # The same files, except those of TensorBoard, whose names have times; no temporary files.
-    ours, others = (
+    our_files, other_files = (
         sorted(str(path.relative_to(each)) for path in each.rglob("*") if "tensorboard" not in str(path))
         for each in (run, whole)
     )
-    found += [f"file {name}" for name in sorted(set(ours) ^ set(others))]
+    found += [f"file {name}" for name in sorted(set(our_files) ^ set(other_files))]
     return found
 
 

@@ -80,13 +80,17 @@ def test_every_damage_to_a_checkpoint_is_detected(
 
     newest = folder / "RUN" / "checkpoints" / NEWEST
     fingerprint = json.loads(json.loads((newest / "state.json").read_text())["state"])["fingerprint"]
-    progress, _ = load_checkpoint(newest.parent, fingerprint)
+    checkpoint = load_checkpoint(newest.parent, fingerprint)
+    assert checkpoint is not None
+    progress, _ = checkpoint
     assert progress.step == 13
     intact = shutil.copytree(newest, tmp_path / "intact")
     for file in FILES:
         for name, damage in DAMAGES.items():
             damage(newest / file)
-            progress, arrays = load_checkpoint(newest.parent, fingerprint)
+            checkpoint = load_checkpoint(newest.parent, fingerprint)
+            assert checkpoint is not None
+            progress, arrays = checkpoint
             assert progress.step == 12 and len(arrays) > 10, (file, name)
             output = capsys.readouterr().out
             assert re.fullmatch(rf"checkpoint {NEWEST} passed over: \w+: \S.*\n", output), (file, name)

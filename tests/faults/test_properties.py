@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -225,7 +226,7 @@ def test_files_of_texts_all_the_way_to_sequences(cases: int, tmp_path: Path, tok
                 (corpus.train, corpus.train_fingerprint),
                 (corpus.validation, corpus.validation_fingerprint),
             ):
-                sequences = answer(lambda d=documents, f=fingerprint: load_sequences(d, f, tokenizer, config, "some"))
+                sequences = answer(partial(load_sequences, documents, fingerprint, tokenizer, config, "some"))
                 if sequences:
                     assert sequences.lengths.sum() == sequences.num_tokens
                     assert sequences.num_documents + sequences.num_empty == len(documents)
@@ -382,7 +383,9 @@ def test_checkpoints(cases: int, tmp_path: Path) -> None:
         for file in whole:
             (newest / file).write_bytes(content if file == name else whole[file])
         with contextlib.redirect_stdout(io.StringIO()) as said:
-            progress, arrays = load_checkpoint(tmp_path, "mine")
+            checkpoint = load_checkpoint(tmp_path, "mine")
+            assert checkpoint is not None
+            progress, arrays = checkpoint
         assert progress.step == arrays["optimizer/0"] == (4 if said.getvalue() else 5)
 
     states = some_bytes(b'{"state": ', b'"', b"{", b"[" * 3000, b"null", b"5", b"}", b'"checksum": ', b",")

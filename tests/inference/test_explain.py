@@ -49,7 +49,9 @@ def test_guesses_and_losses_are_those_of_the_stock_model_on_the_masked_sentence(
     logits = stock(input_ids=input_ids).logits.numpy()[0].astype(np.float64)
     losses = []
     for predicted, told in zip(lines["predict"], lines["loss"], strict=True):
-        position = int(re.match(r"position (\d+), ", predicted)[1])
+        found = re.match(r"position (\d+), ", predicted)
+        assert found
+        position = int(found[1])
         token, shown = original.split()[position], masked.split()[position]
         assert f"{token!r} shown as {shown!r}" in predicted
         probabilities = np.exp(logits[position]) / np.exp(logits[position]).sum()

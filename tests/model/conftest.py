@@ -32,14 +32,14 @@ WORDS = "the film was long and the plot made no sense but we liked it".split()
 def tiny_config(model_type: str, dropout: float = 0.0) -> PretrainedConfig:
     """Two layers, 16 wide, with weights large enough that gradients exceed rounding errors."""
     if model_type == "distilbert":
-        return transformers.DistilBertConfig(  # type: ignore[no-untyped-call]
+        return transformers.DistilBertConfig(
             vocab_size=VOCAB_SIZE, dim=16, n_layers=2, n_heads=2, hidden_dim=24, max_position_embeddings=20,
             dropout=dropout, attention_dropout=dropout, initializer_range=0.3,
         )  # fmt: skip
     options = {"type_vocab_size": 1} if model_type == "roberta" else {}
     options |= {"embedding_size": 10} if model_type == "albert" else {}
     config_class = getattr(transformers, f"{model_type.capitalize()}Config")
-    return config_class(  # type: ignore[no-any-return]
+    return config_class(
         vocab_size=VOCAB_SIZE, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
         max_position_embeddings=20, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
         initializer_range=0.3, **options,

@@ -222,7 +222,7 @@ def test_float16_scales_the_loss_unscales_the_gradients_and_skips_an_overflow(
     assert any((now != then).any() for now, then in zip(model.get_weights(), before, strict=True))
 
 
-@tf.custom_gradient  # type: ignore[untyped-decorator]
+@tf.custom_gradient
 def infinite_gradient(losses: Any) -> Any:
     return tf.identity(losses), lambda upstream: upstream * np.inf
 

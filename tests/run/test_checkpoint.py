@@ -2,8 +2,10 @@
 
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,15 +25,22 @@ from tf_mlm.run.checkpoint import (
 class Variable:
     """What the functions need of a TensorFlow variable."""
 
-    def __init__(self, value):
+    def __init__(self, value: Any) -> None:
         self.value = np.asarray(value)
 
-    def numpy(self):
+    def numpy(self) -> Any:
         return self.value[()]  # as TensorFlow, a scalar of a variable without axes
 
-    def assign(self, value):
+    def assign(self, value: Any) -> None:
         assert value.shape == self.value.shape and value.dtype == self.value.dtype
         self.value = np.array(value)
+
+
+def load(folder: Path, **options: Any) -> tuple[Progress, dict[str, np.ndarray]]:
+    """The newest sound checkpoint, which there is."""
+    found = load_checkpoint(folder, "mine", **options)
+    assert found is not None
+    return found
 
 
 def progress_at(step: int) -> Progress:
@@ -55,9 +64,9 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_what_is_loaded_is_what_was_saved(tmp_path):
+def test_what_is_loaded_is_what_was_saved(tmp_path: Path) -> None:
     save(tmp_path / "checkpoints", 7)
-    progress, arrays = load_checkpoint(tmp_path / "checkpoints", "mine")
+    progress, arrays = load(tmp_path / "checkpoints")
     assert progress == progress_at(7)
     saved = {name: variable.numpy() for name, variable in variables_at(7).items()}
     assert arrays.keys() == saved.keys()
@@ -71,28 +80,28 @@ def test_what_is_loaded_is_what_was_saved(tmp_path):
     }  # fmt: skip
 
 
-def test_the_newest_is_loaded_and_as_many_kept_as_asked_for(tmp_path):
+def test_the_newest_is_loaded_and_as_many_kept_as_asked_for(tmp_path: Path) -> None:
     save(tmp_path, 1, 9, 10, 200, keep=2)
     assert names(tmp_path) == ["step-0000000010", "step-0000000200"]
-    assert load_checkpoint(tmp_path, "mine")[0] == progress_at(200)
+    assert load(tmp_path)[0] == progress_at(200)
     save(tmp_path, 201, keep=1)
     assert names(tmp_path) == ["step-0000000201"]
 
 
-def test_a_step_saved_twice_is_that_of_the_second_time(tmp_path):
+def test_a_step_saved_twice_is_that_of_the_second_time(tmp_path: Path) -> None:
     save(tmp_path, 3)
     save_checkpoint(tmp_path, progress_at(3), variables_at(4), keep=2)
     assert names(tmp_path) == ["step-0000000003"]
-    assert load_checkpoint(tmp_path, "mine")[1]["optimizer/0"] == 4
+    assert load(tmp_path)[1]["optimizer/0"] == 4
 
 
 @pytest.mark.parametrize("make", [lambda path: None, Path.mkdir])
-def test_no_checkpoint_is_none(tmp_path, make):
+def test_no_checkpoint_is_none(tmp_path: Path, make: Callable[[Path], object]) -> None:
     make(tmp_path / "checkpoints")
     assert load_checkpoint(tmp_path / "checkpoints", "mine") is None
 
 
-def test_another_runs_checkpoint_is_refused_in_one_line(tmp_path):
+def test_another_runs_checkpoint_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     save(tmp_path / "run" / "checkpoints", 1)
     with pytest.raises(Refused, match=rf"^--resume {tmp_path}/run: its checkpoint is of another text, model or"):
@@ -118,31 +127,35 @@ DAMAGES = {
 
 @pytest.mark.parametrize("file", ["arrays.safetensors", "state.json"])
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, capsys, file, damage):
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, damage: Callable[[Path], object]
+) -> None:
     save(tmp_path, 4, 5)
     damage(tmp_path / "step-0000000005" / file)
-    progress, arrays = load_checkpoint(tmp_path, "mine")
+    progress, arrays = load(tmp_path)
     assert progress == progress_at(4)
     assert arrays["optimizer/0"] == 4
     said = capsys.readouterr().out
     assert re.fullmatch(r"checkpoint step-0000000005 passed over: \w+: \S.*\n", said)
 
 
-def test_no_flipped_bit_of_the_state_gives_another_state(tmp_path, capsys):
+def test_no_flipped_bit_of_the_state_gives_another_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(tmp_path, 4, 5)
     path = tmp_path / "step-0000000005" / "state.json"
     whole = path.read_bytes()
     passed_over = 0
     for position in range(len(whole)):
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
-        loaded = load_checkpoint(tmp_path, "mine")
+        loaded = load(tmp_path)
         passed_over += loaded[0] == progress_at(4)
         assert loaded[0] in (progress_at(4), progress_at(5))
     assert passed_over > len(whole) - 10  # but for white space
     assert len(capsys.readouterr().out.splitlines()) == passed_over
 
 
-def test_with_all_damaged_the_run_is_refused_and_not_begun_anew(tmp_path, capsys):
+def test_with_all_damaged_the_run_is_refused_and_not_begun_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     save(tmp_path, 4, 5)
     for path in tmp_path.iterdir():
         (path / "state.json").unlink()
@@ -151,24 +164,26 @@ def test_with_all_damaged_the_run_is_refused_and_not_begun_anew(tmp_path, capsys
     assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["step-0000000005", "step-0000000004"]
 
 
-def test_a_checkpoint_of_another_version_of_the_package_is_passed_over(tmp_path, monkeypatch, capsys):
+def test_a_checkpoint_of_another_version_of_the_package_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     save(tmp_path, 5)
     monkeypatch.setattr("tf_mlm.run.checkpoint.asdict", lambda progress: {"step": 6})
     save(tmp_path, 6)
-    assert load_checkpoint(tmp_path, "mine")[0] == progress_at(5)
+    assert load(tmp_path)[0] == progress_at(5)
     assert capsys.readouterr().out.startswith("checkpoint step-0000000006 passed over: ")
 
 
-def test_what_a_kill_left_half_written_is_no_checkpoint(tmp_path):
+def test_what_a_kill_left_half_written_is_no_checkpoint(tmp_path: Path) -> None:
     save(tmp_path, 4)
     half = tmp_path / ".step-0000000009.x1y2.tmp"
     half.mkdir()
     (half / "arrays.safetensors").write_bytes(b"half")
-    assert load_checkpoint(tmp_path, "mine")[0] == progress_at(4)
+    assert load(tmp_path)[0] == progress_at(4)
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf])
-def test_a_number_that_is_not_finite_reaches_no_checkpoint(tmp_path, number):
+def test_a_number_that_is_not_finite_reaches_no_checkpoint(tmp_path: Path, number: float) -> None:
     save(tmp_path, 4)
     variables = variables_at(5) | {"weight/0": Variable(np.array([1.0, number], np.float32))}
     with pytest.raises(NonFiniteLoss, match="a number of the weight is not finite after step 5"):
@@ -176,26 +191,28 @@ def test_a_number_that_is_not_finite_reaches_no_checkpoint(tmp_path, number):
     assert names(tmp_path) == ["step-0000000004"]
 
 
-def test_damaged_checkpoints_of_later_steps_go_and_are_not_kept_in_place_of_sound_ones(tmp_path, capsys):
+def test_damaged_checkpoints_of_later_steps_go_and_are_not_kept_in_place_of_sound_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     save(tmp_path, 3, 8, 9)
     for name in ("step-0000000008", "step-0000000009"):
         (tmp_path / name / "state.json").unlink()
-    assert load_checkpoint(tmp_path, "mine")[0] == progress_at(3)
+    assert load(tmp_path)[0] == progress_at(3)
     save(tmp_path, 5, keep=1)
     assert names(tmp_path) == ["step-0000000005"]
 
 
-def test_a_run_goes_back_to_before_its_bad_steps_where_it_can(tmp_path):
+def test_a_run_goes_back_to_before_its_bad_steps_where_it_can(tmp_path: Path) -> None:
     save(tmp_path, 4)
     between = replace(progress_at(5), bad_steps=1, skipped_steps=3)
     save_checkpoint(tmp_path, between, variables_at(5), keep=2)
-    assert load_checkpoint(tmp_path, "mine")[0] == between
-    assert load_checkpoint(tmp_path, "mine", before_bad_steps=True)[0] == progress_at(4)
+    assert load(tmp_path)[0] == between
+    assert load(tmp_path, before_bad_steps=True)[0] == progress_at(4)
     save_checkpoint(tmp_path, between, variables_at(5), keep=1)
-    assert load_checkpoint(tmp_path, "mine", before_bad_steps=True)[0] == between
+    assert load(tmp_path, before_bad_steps=True)[0] == between
 
 
-def test_the_best_model_goes_with_its_checkpoint(tmp_path):
+def test_the_best_model_goes_with_its_checkpoint(tmp_path: Path) -> None:
     folder, model = tmp_path / "checkpoints", tmp_path / "model"
 
     def keep(step: int, text: str = "") -> None:
@@ -216,18 +233,18 @@ def test_the_best_model_goes_with_its_checkpoint(tmp_path):
     assert not model.exists()
 
 
-def test_the_data_are_ahead_by_what_a_run_that_went_back_left_out(tmp_path):
+def test_the_data_are_ahead_by_what_a_run_that_went_back_left_out(tmp_path: Path) -> None:
     progress = replace(progress_at(5), rolled_back=(9, 4))
     assert (progress_at(5).next_batch, progress.next_batch) == (5, 10)
     save_checkpoint(tmp_path, progress, variables_at(5), keep=2)
-    assert load_checkpoint(tmp_path, "mine")[0] == progress
+    assert load(tmp_path)[0] == progress
 
 
-def test_a_save_that_fails_leaves_the_one_before_and_nothing_else(tmp_path):
+def test_a_save_that_fails_leaves_the_one_before_and_nothing_else(tmp_path: Path) -> None:
     save(tmp_path, 4)
 
     class Gone(Variable):
-        def numpy(self):
+        def numpy(self) -> Any:
             raise OSError("device gone")
 
     with pytest.raises(OSError, match="device gone"):
@@ -236,7 +253,9 @@ def test_a_save_that_fails_leaves_the_one_before_and_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_every_variable_that_training_changes_is_restored_bit_by_bit(tensorflow, tmp_path, precision):
+def test_every_variable_that_training_changes_is_restored_bit_by_bit(
+    tensorflow: None, tmp_path: Path, precision: str
+) -> None:
     import tensorflow as tf
     import tf_keras as keras
 
@@ -244,7 +263,7 @@ def test_every_variable_that_training_changes_is_restored_bit_by_bit(tensorflow,
     from tf_mlm.config import OptimizerConfig
     from tf_mlm.model.optimizer import build_optimizer
 
-    def build_model(seed):
+    def build_model(seed: int) -> Any:
         optimizer = build_optimizer(OptimizerConfig(learning_rate=1e-2), 10, precision)
         return compile_model(build(tiny_config("distilbert"), seed=seed), optimizer=optimizer)
 
@@ -255,7 +274,7 @@ def test_every_variable_that_training_changes_is_restored_bit_by_bit(tensorflow,
     for _ in range(3):
         trained.train_step(batch)
     save_checkpoint(tmp_path, progress_at(3), model_variables(trained), keep=1)
-    _, arrays = load_checkpoint(tmp_path, "mine")
+    _, arrays = load(tmp_path)
     num_weights = len(trained.weights)
     groups = {"weight": num_weights, "optimizer": 1 + 2 * num_weights, "metric": 6}
     groups |= {"loss_scale": 2} if precision == "float16" else {}

@@ -218,7 +218,12 @@ def test_history_has_one_row_an_epoch_and_these_columns(tmp_path: Path) -> None:
         "val_masked_accuracy": 0.3, "val_masked_accuracy_top_5": 0.5, "learning_rate": 2e-05,
         "tokens_per_second": 1500.5, "seconds": 80.123,
     }  # fmt: skip
-    events = [{"event": "start"}, {"event": "step", "step": 10}, epoch, epoch | {"epoch": 2, "step": 188}]
+    events: list[dict[str, Any]] = [
+        {"event": "start"},
+        {"event": "step", "step": 10},
+        epoch,
+        epoch | {"epoch": 2, "step": 188},
+    ]
     run = begin(tmp_path / "run", *Events.from_dicts(events))
     run.write_history()
     assert (tmp_path / "run" / "history.csv").read_bytes().decode() == (

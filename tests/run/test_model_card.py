@@ -137,7 +137,7 @@ def test_front_matter_is_what_the_hub_reads() -> None:
     assert front["tags"] == ["tensorflow", "masked-language-modeling", "distilbert", "tf_mlm"]
     assert not {"license", "language"} & set(front)  # nothing in a run tells them
 
-    data = ModelCard(card).data
+    data: Any = ModelCard(card).data
     assert data.model_name == "imdb-1"
     assert {(r.metric_type, r.metric_value) for r in data.eval_results} == {
         ("loss", 2.4321), ("perplexity", 11.3828), ("accuracy", 0.4634),
@@ -145,7 +145,8 @@ def test_front_matter_is_what_the_hub_reads() -> None:
     assert {(r.task_type, r.dataset_type, r.dataset_split) for r in data.eval_results} == {
         ("fill-mask", "stanfordnlp/imdb", "test"),
     }  # fmt: skip
-    assert ModelCardData(**front).to_dict() == data.to_dict() == front
+    parsed: Any = ModelCardData(**front)
+    assert parsed.to_dict() == data.to_dict() == front
 
 
 def test_base_model_is_one_of_the_hub_whose_weights_were_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

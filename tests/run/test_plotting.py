@@ -4,6 +4,7 @@ import xml.etree.ElementTree as ElementTree
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -75,7 +76,12 @@ def test_a_title_is_text_and_not_markup(title: str) -> None:
 def draw(monkeypatch: pytest.MonkeyPatch, events: list[dict[str, Any]]) -> Figure:
     """The figure that `plot_loss` saves."""
     figures: list[Figure] = []
-    monkeypatch.setattr(plotting, "Figure", lambda **settings: figures.append(Figure(**settings)) or figures[-1])
+
+    def keep(**settings: Any) -> Figure:
+        figures.append(Figure(**settings))
+        return figures[-1]
+
+    monkeypatch.setattr(plotting, "Figure", keep)
     plot_loss(events, "a run")
     return figures[-1]
 
@@ -116,16 +122,16 @@ def test_the_best_is_marked_at_its_epoch_and_value() -> None:
     axes = Figure().subplots()
     plotting._draw_losses(axes, Events.from_dicts([START, *THREE]))
     (marker,) = [line for line in axes.lines if line.get_markersize() == 9]
-    assert (marker.get_xdata().item(), marker.get_ydata().item()) == (2.0, 4.36)
+    assert (np.asarray(marker.get_xdata()).item(), np.asarray(marker.get_ydata()).item()) == (2.0, 4.36)
 
 
 def test_a_mean_is_drawn_at_the_middle_of_its_interval() -> None:
     axes = Figure().subplots()
     plotting._draw_losses(axes, Events.from_dicts([START, _step(47, 9.0), _step(94, 8.0), _epoch(1, 8.5, 7.0)]))
     steps, epochs, validation, *_ = axes.lines
-    assert steps.get_xdata().tolist() == [0.25, 0.75]
-    assert epochs.get_xdata().tolist() == [0.5]
-    assert validation.get_xdata().tolist() == [0.0, 1.0]
+    assert np.asarray(steps.get_xdata()).tolist() == [0.25, 0.75]
+    assert np.asarray(epochs.get_xdata()).tolist() == [0.5]
+    assert np.asarray(validation.get_xdata()).tolist() == [0.0, 1.0]
 
 
 def test_the_rate_panel_shows_the_peak_that_no_logged_step_has() -> None:
@@ -134,7 +140,7 @@ def test_the_rate_panel_shows_the_peak_that_no_logged_step_has() -> None:
     axes = Figure().subplots()
     plotting._draw_rate(axes, Events.from_dicts([START | {"schedule": schedule}, *THREE]))
     (line,) = axes.lines
-    assert line.get_ydata().max() == pytest.approx(5e-4) and line.get_xdata().max() == 3.0
+    assert np.asarray(line.get_ydata()).max() == pytest.approx(5e-4) and np.asarray(line.get_xdata()).max() == 3.0
     assert axes.get_yticklabels()[-1].get_text() == "0.0005"
 
 

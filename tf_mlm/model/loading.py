@@ -106,7 +106,7 @@ def _build_new_model(
     model = model_class(model_config.model_type)(model_config)
     model.build_in_name_scope()
     _initialize_positions(model)
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def _initialize_positions(model: Any) -> None:
@@ -142,7 +142,7 @@ def _load_config(pretrained: PretrainedModel) -> PretrainedConfig:
             f"the architecture {textwrap.shorten(repr(model_type), 60)} is not supported; pass one of {supported}"
         )
     # Explicit, because transformers asks on the terminal about a config that names its own code.
-    return pretrained.load(transformers.AutoConfig, trust_remote_code=False)  # type: ignore[no-any-return]
+    return pretrained.load(transformers.AutoConfig, trust_remote_code=False)
 
 
 def _check_fits(

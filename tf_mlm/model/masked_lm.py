@@ -18,7 +18,7 @@ from tf_mlm.model.dropout import use_step_dropout
 from tf_mlm.model.metrics import LOSS, MaskedLMMetrics
 
 
-class MaskedPositionsHead(Architecture, keras.Model):  # type: ignore[misc]
+class MaskedPositionsHead(Architecture, keras.Model):
     """Mixin of a TF...ForMaskedLM: the computations of `fit` and `evaluate`, on top of an `Architecture`."""
 
     def compile(

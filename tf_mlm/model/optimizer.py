@@ -16,7 +16,7 @@ Source: Devlin et al. 2019, appendix A.2.
 """
 
 
-class WarmUp(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
+class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
     """Linear warmup to the first rate of `decay`, then `decay`.
 
     Unlike transformers' schedule of this name, the first step has a rate above 0, and the config can be serialized.

@@ -53,7 +53,7 @@ def load_pretrained_tokenizer(model: PretrainedModel) -> "PreTrainedTokenizerFas
     for kind in ("mask", "pad"):
         if getattr(tokenizer, f"{kind}_token") is None:
             raise model.refusal(f"its tokenizer has no {kind} token, which masking needs; add one")
-    return tokenizer  # type: ignore[no-any-return]
+    return tokenizer
 
 
 def build_tokenizer(documents: Iterable[str], vocab_size: int) -> "PreTrainedTokenizerFast":
@@ -102,4 +102,4 @@ def build_tokenizer(documents: Iterable[str], vocab_size: int) -> "PreTrainedTok
         special_tokens=[(token, _SPECIAL_TOKENS.index(token)) for token in ("[CLS]", "[SEP]")],
     )
     tokenizer_class: Any = transformers.DistilBertTokenizerFast
-    return tokenizer_class(tokenizer_object=backend, model_max_length=NEW_MODEL_POSITIONS)  # type: ignore[no-any-return]
+    return tokenizer_class(tokenizer_object=backend, model_max_length=NEW_MODEL_POSITIONS)

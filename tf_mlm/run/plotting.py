@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -69,6 +69,9 @@ def plot_loss(events: Events, title: str) -> dict[str, bytes]:
     return files
 
 
+Place = tuple[float, float, Literal["left", "center", "right"], Literal["top", "bottom"]]
+
+
 @dataclass(frozen=True)
 class Label:
     """A text in the figure, and the places where it may stand, best first.
@@ -78,7 +81,7 @@ class Label:
     """
 
     text: Annotation
-    places: tuple[tuple[float, float, str, str], ...]
+    places: tuple[Place, ...]
 
 
 def place_labels(figure: Figure, labels: list[Label]) -> None:
@@ -317,7 +320,9 @@ def _draw_references(axes: Axes, references: list[tuple[float, str]]) -> list[La
             path_effects=_HALO,
         )
         # Right end first, where the curves are far below; then to the left, in steps of an eighth of the width.
-        places = [(-3 - shift, y, "right", va) for shift in range(0, 400, 50) for y, va in ((3, "bottom"), (-3, "top"))]
+        places: list[Place] = []
+        for shift in range(0, 400, 50):
+            places += [(-3 - shift, 3, "right", "bottom"), (-3 - shift, -3, "right", "top")]
         labels.append(Label(text, tuple(places)))
     return labels
 
@@ -339,11 +344,10 @@ def _draw_best(axes: Axes, best: StartEvent | EpochEvent, events: Events) -> Lab
     )
     # The validation curve is never below its best; the training curve may be.
     is_free_below = not _numbers([best], "loss")[0] < loss
-    sides = ("center", "right", "left")
-    below = [(0 if ha == "center" else 9 * (1 if ha == "left" else -1), -9, ha, "top") for ha in sides]
-    above = [(x, -y, ha, "bottom") for x, y, ha, _ in below]
+    below: list[Place] = [(0, -9, "center", "top"), (-9, -9, "right", "top"), (9, -9, "left", "top")]
+    above: list[Place] = [(x, -y, ha, "bottom") for x, y, ha, _ in below]
     near = [*below, *above] if is_free_below else [*above, *below]
-    far = [(x, 2.2 * y, ha, va) for x, y, ha, va in near]
+    far: list[Place] = [(x, 2.2 * y, ha, va) for x, y, ha, va in near]
     return Label(text, (*near, *far))
 
 

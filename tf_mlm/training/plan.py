@@ -81,8 +81,8 @@ def _memory_bytes(job: Job) -> float:
 def peak_memory_bytes() -> int:
     """The largest resident memory of this process so far; the present one on systems that do not report the largest."""
     memory = psutil.Process().memory_info()
-    if hasattr(memory, "peak_wset"):  # Windows
-        return int(memory.peak_wset)
+    if peak := getattr(memory, "peak_wset", 0):  # Windows
+        return int(peak)
     with contextlib.suppress(OSError, StopIteration):
         status = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
