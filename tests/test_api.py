@@ -5,9 +5,9 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from statistics import median
 from typing import Any
 
+import numpy as np
 import pytest
 
 import tf_mlm
@@ -37,11 +37,6 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
         "requests",
     }
     assert heavy & {name.partition(".")[0] for name in python(code).split()} == set()
-
-
-def test_importing_the_package_takes_less_than_300_ms() -> None:
-    code = "import time; start = time.process_time(); import tf_mlm; print(time.process_time() - start)"
-    assert median(float(python(code)) for _ in range(3)) < 0.3
 
 
 def test_the_config_is_available_without_tensorflow() -> None:
@@ -171,6 +166,10 @@ def test_load_fills_encodes_and_evaluates(trained: tuple[tf_mlm.Run, list[Any]])
     assert len(answer.fills[0]) == 3
     vectors = model.encode(["This is a great film.", "A bore."])
     assert vectors.shape == (2, 32)
+    alone = model.encode("A bore.")
+    np.testing.assert_allclose(vectors[1:], alone, rtol=1e-4, atol=1e-6)  # padding does not count
+    metrics = model.evaluate()
+    assert metrics["loss"] == pytest.approx(min(row["val_loss"] for row in run.history), rel=1e-6)
 
 
 def test_training_in_a_thread_works(tensorflow: None, tmp_path: Path) -> None:

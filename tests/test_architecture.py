@@ -50,6 +50,7 @@ ORDER = [
     "tf_mlm.inference.locate",
     "tf_mlm.inference.explain",
     "tf_mlm.inference.evaluate",
+    "tf_mlm.inference.loaded",
     "tf_mlm.training",
     "tf_mlm.training.length",
     "tf_mlm.training.job",

@@ -393,12 +393,12 @@ def test_a_model_that_cannot_be_used_is_refused(capsys: Capture, model: Path) ->
 
 
 @pytest.mark.parametrize("kind", ["model", "saved_model"])
-def test_fill_mask_refuses_text_without_a_gap_or_too_long(capsys: Capture, finished_run: Path, kind: str) -> None:
+def test_fill_mask_refuses_text_without_a_mask_or_too_long(capsys: Capture, finished_run: Path, kind: str) -> None:
     model = finished_run / kind
     for sentence in ("There is nothing to fill in.", ""):
         assert f"{sentence!r} has no [MASK]" in refusal(capsys, main, "fill-mask", model, sentence)
     line = refusal(capsys, main, "fill-mask", model, "a " * 510 + "[MASK]")  # with [CLS] and [SEP]
-    assert "more tokens than the model positions" in line or "513 tokens, the model 512 positions" in line
+    assert "more tokens than the model has positions" in line or "513 tokens, and the model has 512 positions" in line
     assert "--top-k 0" in refusal(capsys, main, "fill-mask", model, "A [MASK].", "--top-k", "0")
     assert main(["fill-mask", str(model), "A [MASK].", "--top-k", str(10**12)]) == 0
 

@@ -18,7 +18,7 @@ ATTENTION_MASK = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]], np.int32)
 TEXTS: list[Any] = [
     "This is a [MASK] film.",
     "the [MASK] was [MASK] , and\tthe Story was[MASK]!",
-    "no gap",
+    "no mask",
     "",
     b"\xff [MASK]",
     "a [MASK] " * 300,
@@ -246,7 +246,7 @@ def test_k_below_1_is_an_error_that_says_so(fill_mask: Any, k: int) -> None:
         fill_mask(["a [MASK]"], k=k)
 
 
-@pytest.mark.parametrize("texts", [[], [""], [b"\xff"], ["no gap", "a [MASK] " * 300]])
+@pytest.mark.parametrize("texts", [[], [""], [b"\xff"], ["no mask", "a [MASK] " * 300]])
 def test_where_nothing_is_to_be_answered_the_outputs_are_empty(fill_mask: Any, texts: list[Any]) -> None:
     answers = fill_mask(texts, k=3)
     assert answers["tokens"].shape == answers["token_ids"].shape == answers["probabilities"].shape == (len(texts), 0, 3)

@@ -19,7 +19,7 @@ def trained(finished_run: Path) -> tuple[Any, Any]:
     return load_trained(str(finished_run / "model"))
 
 
-def test_probabilities_are_the_softmax_over_the_whole_vocabulary_at_each_gap(
+def test_probabilities_are_the_softmax_over_the_whole_vocabulary_at_each_mask(
     trained: tuple[Any, Any], finished_run: Path
 ) -> None:
     import transformers
@@ -30,17 +30,17 @@ def test_probabilities_are_the_softmax_over_the_whole_vocabulary_at_each_gap(
     tokenizer = trained[1]
     encoded = tokenizer(SENTENCE, return_tensors="np")
     logits = stock(**encoded).logits.numpy()[0].astype(np.float64)
-    gaps = fill_masks(*trained, SENTENCE, top_k=300)
+    masks = fill_masks(*trained, SENTENCE, top_k=300)
     positions = np.flatnonzero(encoded["input_ids"][0] == tokenizer.mask_token_id)
-    assert len(gaps) == len(positions) == 2
-    for position, fills in zip(positions, gaps, strict=True):
+    assert len(masks) == len(positions) == 2
+    for position, fills in zip(positions, masks, strict=True):
         expected = np.sort(np.exp(logits[position]) / np.exp(logits[position]).sum())[::-1]
         np.testing.assert_allclose([fill.probability for fill in fills], expected, rtol=1e-5)
         assert sum(fill.probability for fill in fills) == pytest.approx(1, abs=1e-12)
         assert len({fill.token for fill in fills}) == 300
 
 
-def test_the_likeliest_words_are_those_of_the_stock_pipeline(trained: tuple[Any, Any], finished_run: Path) -> None:
+def test_the_most_likely_words_are_those_of_the_stock_pipeline(trained: tuple[Any, Any], finished_run: Path) -> None:
     import transformers
 
     from tf_mlm.inference.fill_mask import fill_masks
@@ -55,7 +55,7 @@ def test_the_likeliest_words_are_those_of_the_stock_pipeline(trained: tuple[Any,
     np.testing.assert_allclose([fill.probability for fill in fills], scores, rtol=1e-4)
 
 
-def test_a_filled_sentence_is_the_one_given_with_its_other_gaps(trained: tuple[Any, Any]) -> None:
+def test_a_filled_sentence_keeps_its_other_masks(trained: tuple[Any, Any]) -> None:
     from tf_mlm.inference.fill_mask import fill_masks
 
     first, second = fill_masks(*trained, "The  [MASK]\twas [MASK] (Ünï)", top_k=300)
@@ -81,7 +81,7 @@ def test_a_piece_of_byte_level_bpe_joins_the_word_before_it_unless_it_begins_one
     assert sentences["c"] == "abc!"  # none of this vocabulary begins a word
 
 
-def test_a_gap_is_written_the_same_way_whatever_the_models_own_mask_token(trained: tuple[Any, Any]) -> None:
+def test_a_mask_is_written_the_same_way_for_any_mask_token(trained: tuple[Any, Any]) -> None:
     from tf_mlm.inference.fill_mask import fill_masks
 
     class Renamed:
@@ -97,11 +97,11 @@ def test_a_gap_is_written_the_same_way_whatever_the_models_own_mask_token(traine
             return trained[1](text.replace("<mask>", "[MASK]"), **options)
 
     renamed = fill_masks(trained[0], Renamed(), SENTENCE, 5)
-    for gap, expected in zip(renamed, fill_masks(*trained, SENTENCE, 5), strict=True):
-        assert [fill[:2] for fill in gap] == [fill[:2] for fill in expected]
+    for fills, expected in zip(renamed, fill_masks(*trained, SENTENCE, 5), strict=True):
+        assert [fill[:2] for fill in fills] == [fill[:2] for fill in expected]
 
 
-def test_all_gaps_are_filled_in_turn_the_surest_first_each_in_view_of_those_before_it() -> None:
+def test_all_masks_are_filled_one_at_a_time_most_confident_first() -> None:
     from tf_mlm.inference.fill_mask import Fill, answer
 
     asked = []
@@ -117,8 +117,8 @@ def test_all_gaps_are_filled_in_turn_the_surest_first_each_in_view_of_those_befo
 
     given = answer(fill, "A _ _ _", 2)
     assert asked == [("A _ _ _", 2), ("A _ y _", 1), ("A _ y v", 1)]
-    assert given.in_turn == "A u y v" and given.probability == pytest.approx(0.5 * 0.8 * 0.9)
-    assert [gap[0].token for gap in given.fills] == ["x", "y", "w"]
+    assert given.filled == "A u y v" and given.probability == pytest.approx(0.5 * 0.8 * 0.9)
+    assert [fills[0].token for fills in given.fills] == ["x", "y", "w"]
 
 
 @pytest.mark.parametrize("sentence", [SENTENCE, "[MASK][MASK]\t[MASK]s", "Ünï [MASK] 北京"])
@@ -126,25 +126,25 @@ def test_a_saved_model_gives_what_its_run_gives(finished_run: Path, trained: tup
     from tf_mlm.inference.fill_mask import fill_masks, load_served_filler
 
     served = load_served_filler(str(finished_run / "saved_model"))(sentence, 5)
-    for gap, expected in zip(served, fill_masks(*trained, sentence, 5), strict=True):
-        assert [(fill.token, fill.sentence) for fill in gap] == [(fill.token, fill.sentence) for fill in expected]
+    for fills, expected in zip(served, fill_masks(*trained, sentence, 5), strict=True):
+        assert [(fill.token, fill.sentence) for fill in fills] == [(fill.token, fill.sentence) for fill in expected]
         probabilities = [fill.probability for fill in expected]
-        np.testing.assert_allclose([fill.probability for fill in gap], probabilities, rtol=1e-4)
+        np.testing.assert_allclose([fill.probability for fill in fills], probabilities, rtol=1e-4)
 
 
-def test_a_table_shows_each_gap_with_its_number_and_a_bar_as_long_as_the_probability(tensorflow: None) -> None:
+def test_a_table_shows_each_mask_with_its_number_and_a_bar_as_long_as_the_probability(tensorflow: None) -> None:
     from tf_mlm.inference.fill_mask import Answer, Fill, describe_answer
 
     one = [Fill("b", 0.75, "b a [MASK]")]
     two = [Fill("see", 0.5, "[MASK] a see"), Fill("d", 0.05, "[MASK] a d")]
     assert describe_answer(Answer("[MASK] a [MASK]", [one, two], "b a see", 0.5)).splitlines() == [
         "[MASK] a [MASK]",
-        " gap 1, the others masked",
+        " mask 1, the others masked",
         "  b   75.00%  " + "█" * 15 + " " * 5 + "  b a [MASK]",
-        " gap 2, the others masked",
+        " mask 2, the others masked",
         "  see   50.00%  " + "█" * 10 + " " * 10 + "  [MASK] a see",
         "  d      5.00%  " + "█" + " " * 19 + "  [MASK] a d",
-        " all gaps, the surest first, each in view of those before it",
+        " all masks, filled one at a time, most confident first",
         "   50.00%  b a see",
     ]
     assert describe_answer(Answer("[MASK] a", [one], "b a", 0.75)).splitlines() == [
@@ -163,12 +163,12 @@ def test_side_by_side_each_model_has_a_column(tensorflow: None) -> None:
     assert describe_side_by_side(["runs/ours", "B"], [ours, other]).splitlines() == [
         "a [MASK] [MASK]",
         "  runs/ours                   B",
-        " gap 1, the others masked",
+        " mask 1, the others masked",
         "  film   50.00%  █████        b   25.00%  ██",
         "  day    20.00%  ██",
-        " gap 2, the others masked",
+        " mask 2, the others masked",
         "  !  100.00%  ██████████      ?   90.00%  █████████",
-        " all gaps, the surest first, each in view of those before it",
+        " all masks, filled one at a time, most confident first",
         "  runs/ours   50.00%  a film!",
         "  B           20.00%  a b ?",
     ]
@@ -189,11 +189,11 @@ def test_the_command_prints_one_json_object_a_sentence(
     out = run_fill_mask(capsys, finished_run, SENTENCE, "A [MASK].", "--top-k", "2", "--json")
     lines = [json.loads(line) for line in out.splitlines()]
     assert [line["sentence"] for line in lines] == [SENTENCE, "A [MASK]."]
-    expected = [[fill._asdict() for fill in gap] for gap in fill_masks(*trained, SENTENCE, 2)]
+    expected = [[fill._asdict() for fill in fills] for fills in fill_masks(*trained, SENTENCE, 2)]
     assert lines[0]["model"] == str(finished_run) and lines[0]["fills"] == expected
-    assert 0 < lines[0]["probability"] < 1 and "[MASK]" not in lines[0]["in_turn"]
+    assert 0 < lines[0]["probability"] < 1 and "[MASK]" not in lines[0]["filled"]
     ((best, _),) = lines[1]["fills"]
-    assert (lines[1]["in_turn"], lines[1]["probability"]) == (best["sentence"], best["probability"])
+    assert (lines[1]["filled"], lines[1]["probability"]) == (best["sentence"], best["probability"])
 
 
 def test_flags_may_stand_anywhere_and_sentences_come_from_standard_input_where_none_is_named(
@@ -217,4 +217,4 @@ def test_two_models_are_compared_be_they_runs_folders_or_saved_models(
         assert row.split()[:2] == row.split()[-len(row.split()) // 2 :][:2]  # the same model twice
     both = json.loads(run_fill_mask(capsys, "--compare", run, served, "--json", "A [MASK]."))
     assert [given["model"] for given in both] == [run, served]
-    assert both[0]["in_turn"] == both[1]["in_turn"]
+    assert both[0]["filled"] == both[1]["filled"]

@@ -11,7 +11,6 @@ from tf_mlm.inference.locate import find_model
 NAME = "evaluate"
 DESCRIPTION = "Loss, perplexity and accuracy over masked tokens."
 _OTHER_DATA = ("revision", "config_name", "document", "text_column", "csv_header", "validation_split")
-_KEPT = ("sequence_length", "num_validation_sequences", "line_by_line", "overflow")  # of the run's own data settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,13 +33,14 @@ def run(arguments: argparse.Namespace) -> None:
     if found.run is None and arguments.dataset is None:
         raise Refused(f"evaluate {arguments.model}: a model has no validation data; pass --dataset")
     config = replace(found.config or Config(), model=ModelConfig(name=found.model))
-    if arguments.dataset is not None:
-        # The run's settings for its own columns and splits do not apply to other data.
-        data = load_config(None, settings | {"data.dataset": arguments.dataset}).data
-        config = replace(config, data=replace(data, **{name: getattr(config.data, name) for name in _KEPT}))
-    start_libraries(config)
-    from tf_mlm.inference.evaluate import evaluate_model
+    # The run's settings for its own columns and splits do not apply to other data.
+    data = load_config(None, settings | {"data.dataset": arguments.dataset}).data if arguments.dataset else config.data
+    start_libraries(replace(config, data=data))
+    from tf_mlm.inference.evaluate import evaluate_model, other_data
     from tf_mlm.json_text import dump_json
+
+    if arguments.dataset is not None:
+        config = other_data(config, data)
 
     train_hashes = found.run.load_train_hashes() if found.run else None
     evaluation = evaluate_model(config, own_data=arguments.dataset is None, train_hashes=train_hashes)

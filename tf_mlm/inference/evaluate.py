@@ -1,13 +1,13 @@
 """Evaluates any model on the masked tokens of any text, with the metrics of training's validation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import tf_keras as keras
 
 from tf_mlm import runtime
-from tf_mlm.config import Config
+from tf_mlm.config import Config, DataConfig
 from tf_mlm.data.corpus import ScoredDocuments, load_corpus, load_documents
 from tf_mlm.data.masking import VALIDATION_PROBABILITY, num_slots
 from tf_mlm.data.pipeline import build_collator, build_validation_dataset
@@ -95,6 +95,12 @@ def evaluate_model(config: Config, *, own_data: bool, train_hashes: np.ndarray |
         num_documents=len(scored.documents),
         num_in_training=scored.num_in_training,
     )
+
+
+def other_data(config: Config, data: DataConfig) -> Config:
+    """`config` with `data`, but with the settings of its own that decide how sequences are made."""
+    kept = ("sequence_length", "num_validation_sequences", "line_by_line", "overflow")
+    return replace(config, data=replace(data, **{name: getattr(config.data, name) for name in kept}))
 
 
 def _own_documents(config: Config) -> ScoredDocuments:

@@ -1,4 +1,4 @@
-"""Sentences with gaps in, likely words out: by a model, or by a SavedModel that takes strings."""
+"""Fills the masks of sentences, by a model or by a SavedModel that takes strings."""
 
 import functools
 import itertools
@@ -15,45 +15,45 @@ from tf_mlm.model.architectures import max_sequence_length
 from tf_mlm.model.loading import load_trained
 
 MASK = "[MASK]"
-"""How a gap is written whatever the model; it is replaced by the tokenizer's own mask token."""
+"""A mask in a sentence for any model; replaced by the tokenizer's own mask token."""
 
-_BAR, _HALF_BAR = 20, 10  # characters of a bar that means 100 %
-_ALL_GAPS = " all gaps, the surest first, each in view of those before it"
+_BAR, _HALF_BAR = 20, 10  # characters of a bar for 100 %
+_ALL_MASKS = " all masks, filled one at a time, most confident first"
 
 
 class Fill(NamedTuple):
     token: str
     probability: float
-    sentence: str  # as given, with the token in its gap
+    sentence: str  # as given, with the token in place of its mask
 
 
 class Answer(NamedTuple):
-    """What a model makes of one sentence.
+    """The fills of one sentence.
 
     Attributes:
-        fills: for each gap the likeliest tokens, best first, each gap for itself while the others stay masked.
-        in_turn: the sentence with all gaps filled, the surest first, each in view of those before it.
-        probability: of `in_turn`, the product over its gaps.
+        fills: for each mask the most likely tokens, best first, while the other masks stay masked.
+        filled: the sentence with all masks filled one at a time, most confident first.
+        probability: of `filled`, the product over its masks.
     """
 
     sentence: str
     fills: list[list[Fill]]
-    in_turn: str
+    filled: str
     probability: float
 
     def as_dict(self) -> dict[str, Any]:
-        return self._asdict() | {"fills": [[fill._asdict() for fill in gap] for gap in self.fills]}
+        return self._asdict() | {"fills": [[fill._asdict() for fill in fills] for fills in self.fills]}
 
 
 Filler = Callable[[str, int], list[list[Fill]]]
-"""From a sentence and `top_k` to `Answer.fills`. Refuses a sentence without a gap, or longer than the positions."""
+"""From a sentence and `top_k` to `Answer.fills`. Refuses a sentence without a mask or with too many tokens."""
 
 
 def load_filler(name: str) -> Filler:
-    """The filler of a model folder or a Hub name.
+    """The filler of a model directory or a model on the Hub.
 
     Raises:
-        Refused: there is none, or it has no trained head.
+        Refused: there is no such model, or it has no trained head.
     """
     return functools.partial(fill_masks, *load_trained(name))
 
@@ -68,26 +68,26 @@ def load_served_filler(folder: str) -> Filler:
         saved_model = tf.saved_model.load(folder)
         signatures = set(saved_model.signatures)
         prefix = saved_model.tokenizer.continuing_subword_prefix.numpy().decode() if "fill_mask" in signatures else ""
-    except Exception as error:  # whatever TensorFlow's readers and parsers raise
+    except Exception as error:  # TensorFlow's readers and parsers raise many kinds
         reason = " ".join(str(error).split())[:300]
         raise Refused(f"{folder}: this SavedModel cannot be loaded: {reason}") from None
     if "fill_mask" not in signatures:
         raise Refused(
             f"{folder}: this SavedModel takes no strings (it has no signature fill_mask, only "
-            f"{', '.join(sorted(signatures)) or 'none'}); name the run or the model folder that it was exported from"
+            f"{', '.join(sorted(signatures)) or 'none'}); pass the run or the model directory that it was exported from"
         )
     return functools.partial(_fill_masks_served, saved_model.signatures["fill_mask"], prefix)
 
 
 def answer(fill: Filler, sentence: str, top_k: int) -> Answer:
     fills = fill(sentence, top_k)
-    probability, gaps = 1.0, fills
+    probability, remaining = 1.0, fills
     for num_left in reversed(range(len(fills))):
-        surest = max((gap[0] for gap in gaps), key=lambda best: best.probability)
-        probability *= surest.probability
+        best = max((each[0] for each in remaining), key=lambda fill: fill.probability)
+        probability *= best.probability
         if num_left:
-            gaps = fill(surest.sentence, 1)
-    return Answer(sentence, fills, surest.sentence, probability)
+            remaining = fill(best.sentence, 1)
+    return Answer(sentence, fills, best.sentence, probability)
 
 
 def fill_masks(model: Any, tokenizer: Any, sentence: str, top_k: int) -> list[list[Fill]]:
@@ -95,20 +95,20 @@ def fill_masks(model: Any, tokenizer: Any, sentence: str, top_k: int) -> list[li
     text = sentence.replace(MASK, tokenizer.mask_token)
     encoded = tokenizer(text, return_offsets_mapping=True)
     input_ids = np.array(encoded["input_ids"], np.int32)
-    gaps = np.flatnonzero(input_ids == tokenizer.mask_token_id)
-    if not len(gaps):
-        raise _no_gap(sentence)
+    masks = np.flatnonzero(input_ids == tokenizer.mask_token_id)
+    if not len(masks):
+        raise _no_mask(sentence)
     positions = max_sequence_length(model.config)
     if len(input_ids) > positions:
         raise Refused(
-            f"fill-mask: the text {sentence[:40]!r}… has {len(input_ids)} tokens, the model {positions} positions; "
-            "shorten it"
+            f"fill-mask: the sentence {sentence[:40]!r}… has {len(input_ids)} tokens, and the model has {positions} "
+            "positions; shorten the sentence"
         )
-    probabilities = predict_probabilities(model, input_ids, gaps)
+    probabilities = predict_probabilities(model, input_ids, masks)
     prefix = getattr(tokenizer.backend_tokenizer.model, "continuing_subword_prefix", None) or ""
     fills = []
-    for gap, row in zip(gaps, probabilities, strict=True):
-        end = encoded["offset_mapping"][gap][1]  # the start may have taken in white space
+    for mask, row in zip(masks, probabilities, strict=True):
+        end = encoded["offset_mapping"][mask][1]  # the start may include white space
         best = []
         for token_id in np.argsort(-row, kind="stable")[:top_k].tolist():
             word = tokenizer.decode([token_id], clean_up_tokenization_spaces=False).strip()
@@ -130,13 +130,15 @@ def _fill_masks_served(fill_mask: Any, prefix: str, sentence: str, top_k: int) -
     k = tf.constant(min(top_k, tf.int32.max))
     answers = fill_mask(text=tf.constant([sentence]), k=k)
     tokens, probabilities, (status,) = (answers[name].numpy() for name in ("tokens", "probabilities", "status"))
-    gaps = [match.span() for match in re.finditer(re.escape(MASK), sentence)]
+    masks = [match.span() for match in re.finditer(re.escape(MASK), sentence)]
     if status == TOO_LONG:
-        raise Refused(f"fill-mask: the text {sentence[:40]!r}… has more tokens than the model positions; shorten it")
-    if status == NO_MASK or len(gaps) != tokens.shape[1]:
-        raise _no_gap(sentence)
+        raise Refused(
+            f"fill-mask: the sentence {sentence[:40]!r}… has more tokens than the model has positions; shorten it"
+        )
+    if status == NO_MASK or len(masks) != tokens.shape[1]:
+        raise _no_mask(sentence)
     fills = []
-    for (start, end), words, row in zip(gaps, tokens[0].tolist(), probabilities[0].tolist(), strict=True):
+    for (start, end), words, row in zip(masks, tokens[0].tolist(), probabilities[0].tolist(), strict=True):
         best = []
         for word, probability in zip(map(bytes.decode, words), row, strict=True):
             filled = _filled(sentence, start, end, word, prefix, begins_word=not word.startswith(prefix))
@@ -146,34 +148,34 @@ def _fill_masks_served(fill_mask: Any, prefix: str, sentence: str, top_k: int) -
 
 
 def _begins_word(prefix: str, token: str) -> bool:
-    """WordPiece marks the tokens that go on with a word, byte-level BPE and SentencePiece those that begin one."""
+    """WordPiece marks the tokens that continue a word, byte-level BPE and SentencePiece those that begin one."""
     return not token.startswith(prefix) if prefix else token.startswith(("Ġ", "▁"))
 
 
 def _filled(text: str, start: int, end: int, word: str, prefix: str, begins_word: bool) -> str:
-    """`text` with `word` between `start` and `end`; one that goes on with a word is joined to it, without `prefix`."""
+    """`text` with `word` between `start` and `end`; a word piece is joined to the word before it, without `prefix`."""
     if begins_word:
         return f"{text[:start]}{word}{text[end:]}"
     return f"{text[:start].rstrip()}{word.removeprefix(prefix)}{text[end:]}"
 
 
-def _no_gap(sentence: str) -> Refused:
-    return Refused(f"fill-mask: {sentence!r} has no {MASK}; write {MASK} where a word is to be filled in")
+def _no_mask(sentence: str) -> Refused:
+    return Refused(f"fill-mask: {sentence!r} has no {MASK}; write {MASK} in place of a word")
 
 
 def describe_answer(answer: Answer) -> str:
-    """A table for a reader: token, probability as number and bar, sentence."""
+    """Token, probability as number and bar, and sentence of each fill, in lines."""
     lines = [answer.sentence]
     for number, fills in enumerate(answer.fills, start=1):
         rows = zip(_rows(fills, _BAR), fills, strict=True)
         lines += [*_heading(number, answer), *(f"  {row}  {fill.sentence}" for row, fill in rows)]
     if len(answer.fills) > 1:
-        lines += [_ALL_GAPS, f"  {_in_turn(answer)}"]
+        lines += [_ALL_MASKS, f"  {_all_filled(answer)}"]
     return "\n".join(lines)
 
 
 def describe_side_by_side(names: list[str], answers: list[Answer]) -> str:
-    """The answers of several models to one sentence, a column each."""
+    """The answers of several models to one sentence, one column each."""
     columns = [[_rows(fills, _HALF_BAR) for fills in answer.fills] for answer in answers]
     widths = [max(map(len, [name, *itertools.chain(*tables)])) for name, tables in zip(names, columns, strict=True)]
 
@@ -182,17 +184,17 @@ def describe_side_by_side(names: list[str], answers: list[Answer]) -> str:
 
     lines = [answers[0].sentence, line(*names)]
     for number, tables in enumerate(zip(*columns, strict=True), start=1):
-        rows = itertools.zip_longest(*tables, fillvalue="")  # a small vocabulary may have fewer
+        rows = itertools.zip_longest(*tables, fillvalue="")  # a small vocabulary may have fewer tokens than top_k
         lines += [*_heading(number, answers[0]), *(line(*cells) for cells in rows)]
     if len(answers[0].fills) > 1:
         width = max(map(len, names))
-        lines.append(_ALL_GAPS)
-        lines += [f"  {name:<{width}}  {_in_turn(answer)}" for name, answer in zip(names, answers, strict=True)]
+        lines.append(_ALL_MASKS)
+        lines += [f"  {name:<{width}}  {_all_filled(answer)}" for name, answer in zip(names, answers, strict=True)]
     return "\n".join(lines)
 
 
 def _heading(number: int, answer: Answer) -> list[str]:
-    return [f" gap {number}, the others masked"] if len(answer.fills) > 1 else []
+    return [f" mask {number}, the others masked"] if len(answer.fills) > 1 else []
 
 
 def _rows(fills: list[Fill], bar: int) -> list[str]:
@@ -203,5 +205,5 @@ def _rows(fills: list[Fill], bar: int) -> list[str]:
     ]
 
 
-def _in_turn(answer: Answer) -> str:
-    return f"{answer.probability:7.2%}  {answer.in_turn}"
+def _all_filled(answer: Answer) -> str:
+    return f"{answer.probability:7.2%}  {answer.filled}"

@@ -1,0 +1,103 @@
+"""A trained model with its tokenizer: fills masks, encodes texts, evaluates."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
+
+from tf_mlm.config import Config, ModelConfig, load_config
+from tf_mlm.errors import Refused
+from tf_mlm.inference.evaluate import evaluate_model, other_data
+from tf_mlm.inference.fill_mask import Answer, answer, fill_masks
+from tf_mlm.inference.locate import FoundModel, find_model
+from tf_mlm.model.architectures import max_sequence_length
+from tf_mlm.model.loading import load_trained
+from tf_mlm.model.protocol import MaskedLanguageModel
+
+_TOKENS_PER_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A trained model in float32.
+
+    Attributes:
+        found: where it comes from, and its run if it has one.
+    """
+
+    model: MaskedLanguageModel
+    tokenizer: PreTrainedTokenizerFast
+    found: FoundModel
+
+    @classmethod
+    def load(cls, name: str | Path) -> "LoadedModel":
+        """Load a run directory, a model directory or a model on the Hub.
+
+        Raises:
+            Refused: there is no such model, or it has no trained masked language modeling head.
+        """
+        found = find_model(str(name))
+        return cls(*load_trained(found.model), found)
+
+    def fill(self, texts: str | Sequence[str], top_k: int = 5) -> list[Answer]:
+        """Fill the masks of each text.
+
+        Args:
+            texts: one or more texts, each with at least one `[MASK]`.
+            top_k: number of tokens for each mask.
+
+        Raises:
+            Refused: a text has no mask or more tokens than the model has positions.
+        """
+
+        def fill(sentence: str, top_k: int) -> Any:
+            return fill_masks(self.model, self.tokenizer, sentence, top_k)
+
+        return [answer(fill, text, top_k) for text in _as_list(texts)]
+
+    def encode(self, texts: str | Sequence[str]) -> np.ndarray:
+        """The mean of the last hidden states over the tokens of each text: float32 [texts, dim].
+
+        A text longer than the model's positions is truncated.
+        """
+        texts = _as_list(texts)
+        length = max_sequence_length(self.model.config)
+        encodings = self.tokenizer(texts, truncation=True, max_length=length)["input_ids"] if texts else []
+        encoder = getattr(self.model, self.model.base_model_prefix)
+        vectors = np.zeros([len(texts), self.model.config.hidden_size], np.float32)
+        by_length = sorted(range(len(texts)), key=lambda index: -len(encodings[index]))
+        while by_length:  # texts of about one length together: little padding
+            size = max(_TOKENS_PER_BATCH // len(encodings[by_length[0]]), 1)
+            batch, by_length = by_length[:size], by_length[size:]
+            ids = tf.ragged.constant([encodings[index] for index in batch], dtype=tf.int32)
+            mask = tf.sequence_mask(ids.row_lengths(), dtype=tf.int32)
+            ids = ids.to_tensor(self.tokenizer.pad_token_id)
+            hidden_states = encoder(input_ids=ids, attention_mask=mask, training=False)[0].numpy()
+            weights = mask.numpy()[:, :, None]
+            vectors[batch] = (hidden_states * weights).sum(1) / weights.sum(1)
+        return vectors
+
+    def evaluate(self, dataset: str | None = None) -> dict[str, Any]:
+        """The metrics of `tf-mlm evaluate --json`.
+
+        Args:
+            dataset: a name on the Hub or a path; None for the validation data of the model's own run.
+
+        Raises:
+            Refused: the data is missing or malformed, or the model has no run and `dataset` is None.
+        """
+        if self.found.config is None and dataset is None:
+            raise Refused(f"{self.found.model}: a model has no validation data; pass dataset")
+        config = replace(self.found.config or Config(), model=ModelConfig(name=self.found.model))
+        if dataset is not None:
+            config = other_data(config, load_config(None, {"data.dataset": dataset}).data)
+        train_hashes = self.found.run.load_train_hashes() if self.found.run else None
+        return evaluate_model(config, own_data=dataset is None, train_hashes=train_hashes).as_dict()
+
+
+def _as_list(texts: str | Sequence[str]) -> list[str]:
+    return [texts] if isinstance(texts, str) else list(texts)
