@@ -11,9 +11,9 @@ from tests.conftest import ROOT
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # the kernel's client warns of its own deprecations
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    nbformat = pytest.importorskip("nbformat", reason="needs the extra `notebook`")
-    nbclient = pytest.importorskip("nbclient", reason="needs the extra `notebook`")
-    pytest.importorskip("ipykernel", reason="needs the extra `notebook`")
+    nbformat = pytest.importorskip("nbformat", reason="requires the extra `notebook`")
+    nbclient = pytest.importorskip("nbclient", reason="requires the extra `notebook`")
+    pytest.importorskip("ipykernel", reason="requires the extra `notebook`")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     notebook = nbformat.read(ROOT / "docs" / "quickstart.ipynb", as_version=4)
     nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()

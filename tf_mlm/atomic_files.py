@@ -12,7 +12,11 @@ TEMPORARY, _REPLACED = ".tmp", ".replaced"
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write `path` to a temporary name beside it and rename it, so that it is never seen half written."""
+    """Write a temporary file beside `path` and rename it to `path`.
+
+    Raises:
+        OSError: the file cannot be written; `path` keeps its old content.
+    """
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=TEMPORARY, dir=path.parent)
     try:
         with open(descriptor, "wb") as file:
@@ -29,9 +33,9 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
 @contextlib.contextmanager
 def atomic_directory(folder: Path) -> Iterator[Path]:
-    """A folder to write into that takes the place of `folder` when the block ends well, and is removed when not.
+    """A temporary directory that replaces `folder` at the end of the block, and is removed if the block raises.
 
-    A folder cannot be renamed over another one: between the two renames `recover` is what puts the old one back.
+    A directory cannot be renamed over another one: after a kill between two renames, `recover` restores the old one.
     """
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=TEMPORARY, dir=folder.parent))
     replaced = folder.parent / f".{folder.name}{_REPLACED}"
@@ -54,7 +58,7 @@ def atomic_directory(folder: Path) -> Iterator[Path]:
 
 
 def recover_folder(folder: Path) -> None:
-    """Put back `folder` where it was renamed and nothing has taken its place."""
+    """Restore `folder` if it was renamed and not yet replaced."""
     replaced = folder.parent / f".{folder.name}{_REPLACED}"
     if replaced.exists() and not folder.exists():
         os.replace(replaced, folder)
@@ -62,7 +66,7 @@ def recover_folder(folder: Path) -> None:
 
 
 def recover(parent: Path) -> None:
-    """Put back the folders in `parent` that a kill left renamed, and remove what it left half written."""
+    """Restore the directories in `parent` that a kill left renamed, and remove temporary files and directories."""
     for replaced in parent.glob(f".*{_REPLACED}"):
         recover_folder(parent / replaced.name.removesuffix(_REPLACED)[1:])
     remove(parent.glob(f".*{TEMPORARY}"))

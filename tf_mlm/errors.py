@@ -1,4 +1,4 @@
-"""What can end a run early; `cli` turns each into one line on stderr and its exit code."""
+"""Errors that end a command; `commands.main` prints each as one line on stderr and returns its exit code."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,21 +6,21 @@ from typing import Any
 
 
 class Refused(ValueError):
-    """The user's request cannot be met. The message is one line: what, where, the rule, the value, what to do."""
+    """The request is wrong. The message is one line: setting or file, what is wrong, what to do."""
 
     exit_code = 2
 
 
 class HubOutOfReach(Refused):
-    """No connection to the Hub, and what was asked for is not in the cache."""
+    """The Hub cannot be reached, and the cache does not have the model or dataset."""
 
 
 class NonFiniteLoss(ArithmeticError):
     """The loss, its gradient or a weight is not a finite number.
 
     Attributes:
-        num_steps: how many steps in a row, up to the last, show it; 0 where no step does.
-        progress: how far the run had come, once `fit` has said so.
+        num_steps: number of consecutive failing steps up to the last; 0 if the failure is not in a step.
+        progress: how far the run had come.
     """
 
     exit_code = 3
@@ -41,7 +41,7 @@ class Interrupted(Exception):
 
 @contextlib.contextmanager
 def as_os_error(*kinds: type[Exception]) -> Iterator[None]:
-    """Raise OSError in place of `kinds`, the errors of a library that writes its files without Python's help."""
+    """Raise OSError in place of `kinds`, errors of libraries that write files from native code."""
     try:
         yield
     except OSError:

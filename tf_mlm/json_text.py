@@ -6,7 +6,7 @@ from typing import Any
 
 
 def dump_json(value: Any, **options: Any) -> str:
-    """JSON that every reader takes: a number that is not finite is null, as JSON has no word for it."""
+    """`value` as JSON; a number that is not finite is null, since JSON cannot represent it."""
 
     def finite(value: Any) -> Any:
         if isinstance(value, dict):

@@ -78,7 +78,7 @@ def test_a_missing_extra_is_one_line_with_the_way_on(
     monkeypatch.setitem(sys.modules, module, None)
     line = refusal(capsys, finished_run, tmp_path / "converted", kind)
     assert (
-        f"--format {kind}: needs the extra '{kind}'" in line
+        f"--format {kind}: requires the extra '{kind}'" in line
         and f"pip install -c requirements.txt -e '.[{kind}]'" in line
     )
 
@@ -125,7 +125,7 @@ def test_what_a_converter_cannot_do_is_one_line_and_nothing_remains(
 
     monkeypatch.setattr(conversion, "_build_logits", with_strings)
     line = refusal(capsys, finished_run, tmp_path / "converted", "tflite")
-    assert "export: TensorFlow's converter to TFLite cannot do this model: " in line
+    assert "export: TensorFlow's converter to TFLite cannot convert this model: " in line
 
 
 @pytest.mark.parametrize("at", ["model", "tokenizer"])

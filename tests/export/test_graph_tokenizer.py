@@ -15,7 +15,7 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 NUM_FUZZ = 20_000
 CODE_POINTS = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
 
-# Each kind of text that a normaliser, a pre-tokenizer or a search for special tokens may treat in its own way.
+# Each kind of text that a normalizer, a pre-tokenizer or a search for special tokens may treat in its own way.
 BLOCKS = [
     (0x00, 0x20), (0x20, 0x7F), (0x7F, 0xA1), (0xA1, 0x250), (0x2B0, 0x370), (0x370, 0x530), (0x590, 0x700),
     (0x900, 0xE00), (0x1100, 0x1200), (0x1AB0, 0x1B80), (0x1E00, 0x2000), (0x2000, 0x2070), (0x20D0, 0x2100),
@@ -55,7 +55,7 @@ def fuzz(seed: int, count: int) -> list[str]:
 
 
 def trained(**options: bool | None) -> Any:
-    """A tokenizer whose vocabulary holds pieces of fuzzed text, as `options` of the normaliser leave it."""
+    """A tokenizer whose vocabulary holds pieces of fuzzed text, as `options` of the normalizer leave it."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -64,7 +64,7 @@ def trained(**options: bool | None) -> Any:
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     texts = fuzz(1, 2000)
     if options["strip_accents"]:
-        # Without the marks that this normaliser moves; `why_not_in_graph` has its own test.
+        # Without the marks that this normalizer moves; `why_not_in_graph` has its own test.
         texts = ["".join(c for c in text if not unicodedata.category(c) == "Mc") for text in texts]
     learner = trainers.WordPieceTrainer(
         vocab_size=2500, special_tokens=SPECIAL, limit_alphabet=1200, show_progress=False
@@ -72,7 +72,7 @@ def trained(**options: bool | None) -> Any:
     backend.train_from_iterator(texts, learner)
     ends = [(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     backend.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
-    # The classes of BERT would set the normaliser anew.
+    # The classes of BERT would set the normalizer anew.
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]"
     )
@@ -354,13 +354,13 @@ def without_unknown() -> Any:
         (byte_level_bpe, "its tokenizer's model is BPE"),
         (sentence_piece, "its tokenizer's model is Unigram"),
         (other_normalizer, "its tokenizer's normalizer is NFC"),
-        (other_template, "puts something else than one [CLS] and one [SEP] around a text"),
+        (other_template, "does not add exactly one [CLS] and one [SEP] to a text"),
         (without_unknown, "its vocabulary has no token for unknown words"),
-        (lambda: with_added("covid", normalized=True), "its added token 'covid' is searched for in normalised text"),
+        (lambda: with_added("covid", normalized=True), "its added token 'covid' is matched in normalized text"),
         (lambda: with_added("covid", normalized=False, single_word=True), "its added token 'covid' is"),
         (lambda: with_added("[MASK]s", normalized=False), "its added tokens '[MASK]' and '[MASK]s' can overlap"),
         (lambda: with_added("K]x", normalized=False), "its added tokens '[MASK]' and 'K]x' can overlap"),
-        (lambda: bert("a\u1baa", "##\u302e"), "its vocabulary holds combining marks that the normaliser moves"),
+        (lambda: bert("a\u1baa", "##\u302e"), "its vocabulary contains combining marks that the normalizer reorders"),
     ],
 )
 def test_a_tokenizer_that_cannot_be_in_the_graph_has_a_reason(
@@ -375,7 +375,7 @@ def test_a_tokenizer_that_cannot_be_in_the_graph_has_a_reason(
 
 
 def test_marks_of_one_class_are_no_reason(tensorflow: None) -> None:
-    """Their order is that of the text, as it is for a mark that the normaliser drops."""
+    """Their order is that of the text, as it is for a mark that the normalizer drops."""
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast(

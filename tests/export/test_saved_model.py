@@ -368,9 +368,8 @@ def test_other_architectures_export_and_say_where_strings_cannot_be(
     else:
         kind = {"roberta": "BPE", "albert": "Unigram"}[model_type]
         assert said.splitlines()[1:] == [
-            f"The SavedModel takes ids, not strings, because its tokenizer's model is {kind}, and TensorFlow's own ops "
-            "do exactly none but BERT's WordPiece. The tokenizer in the model's folder makes the ids; the signatures "
-            "are logits and encode."
+            f"The SavedModel takes ids, not strings, because its tokenizer's model is {kind}, and the graph supports "
+            "only BERT's WordPiece. Use the tokenizer in the model's directory; the signatures are logits and encode."
         ]
         assert set(signatures) == {"serving_default", "encode", "logits"}
         default = signatures["serving_default"](input_ids=ids, attention_mask=tf.ones_like(ids))["logits"].numpy()

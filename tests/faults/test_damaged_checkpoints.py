@@ -60,7 +60,7 @@ def assert_resumes_from_the_one_before(folder: Path, uninterrupted: Path, capsys
     capsys.readouterr()
     assert train(folder, *FLAGS, "--resume") == 0
     output = capsys.readouterr().out
-    assert re.search(rf"^checkpoint {NEWEST} passed over: \w+: \S", output, re.M), output
+    assert re.search(rf"^checkpoint {NEWEST} is damaged and skipped: \w+: \S", output, re.M), output
     assert "resumed    at step 12\n" in output
     assert_same_run(folder / "RUN", uninterrupted)
 
@@ -93,7 +93,7 @@ def test_every_damage_to_a_checkpoint_is_detected(
             progress, arrays = checkpoint
             assert progress.step == 12 and len(arrays) > 10, (file, name)
             output = capsys.readouterr().out
-            assert re.fullmatch(rf"checkpoint {NEWEST} passed over: \w+: \S.*\n", output), (file, name)
+            assert re.fullmatch(rf"checkpoint {NEWEST} is damaged and skipped: \w+: \S.*\n", output), (file, name)
             shutil.copy(intact / file, newest / file)
 
 
@@ -119,5 +119,5 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_left_unchanged(
     assert train(folder, *FLAGS, "--resume") == 2
     captured = capsys.readouterr()
     assert "none of its checkpoints can be read; start a new run" in captured.err
-    assert len(captured.err.splitlines()) == 1 and captured.out.count(" passed over: ") == 2
+    assert len(captured.err.splitlines()) == 1 and captured.out.count(" is damaged and skipped: ") == 2
     assert (run / "metrics.jsonl").read_bytes() == metrics

@@ -104,7 +104,7 @@ def test_no_checkpoint_is_none(tmp_path: Path, make: Callable[[Path], object]) -
 def test_another_runs_checkpoint_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     save(tmp_path / "run" / "checkpoints", 1)
-    with pytest.raises(Refused, match=rf"^--resume {tmp_path}/run: its checkpoint is of another text, model or"):
+    with pytest.raises(Refused, match=rf"^--resume {tmp_path}/run: its checkpoint belongs to another text, model or"):
         load_checkpoint(tmp_path / "run" / "checkpoints", "other")
 
 
@@ -136,7 +136,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     assert progress == progress_at(4)
     assert arrays["optimizer/0"] == 4
     said = capsys.readouterr().out
-    assert re.fullmatch(r"checkpoint step-0000000005 passed over: \w+: \S.*\n", said)
+    assert re.fullmatch(r"checkpoint step-0000000005 is damaged and skipped: \w+: \S.*\n", said)
 
 
 def test_no_flipped_bit_of_the_state_gives_another_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,7 +171,7 @@ def test_a_checkpoint_of_another_version_of_the_package_is_passed_over(
     monkeypatch.setattr("tf_mlm.run.checkpoint.asdict", lambda progress: {"step": 6})
     save(tmp_path, 6)
     assert load(tmp_path)[0] == progress_at(5)
-    assert capsys.readouterr().out.startswith("checkpoint step-0000000006 passed over: ")
+    assert capsys.readouterr().out.startswith("checkpoint step-0000000006 is damaged and skipped: ")
 
 
 def test_what_a_kill_left_half_written_is_no_checkpoint(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_what_a_kill_left_half_written_is_no_checkpoint(tmp_path: Path) -> None:
 def test_a_number_that_is_not_finite_reaches_no_checkpoint(tmp_path: Path, number: float) -> None:
     save(tmp_path, 4)
     variables = variables_at(5) | {"weight/0": Variable(np.array([1.0, number], np.float32))}
-    with pytest.raises(NonFiniteLoss, match="a number of the weight is not finite after step 5"):
+    with pytest.raises(NonFiniteLoss, match="a value of the weight is not finite after step 5"):
         save_checkpoint(tmp_path, progress_at(5), variables, keep=1)
     assert names(tmp_path) == ["step-0000000004"]
 

@@ -598,7 +598,7 @@ def test_weights_that_are_not_finite_reach_no_checkpoint(tmp_path: Path, capsys:
         assert train(tmp_path, "--training.num_train_steps", "3", "--output-dir", "RUN") == 3
         assert "validation loss at step 3" in capsys.readouterr().err.splitlines()[-1]
         assert train(tmp_path, "--checkpoint.every_steps", "3", "--output-dir", "OTHER") == 3
-    assert "a number of the weight is not finite after step 3" in capsys.readouterr().err.splitlines()[-1]
+    assert "a value of the weight is not finite after step 3" in capsys.readouterr().err.splitlines()[-1]
     for run in ("RUN", "OTHER"):
         import safetensors.numpy
 

@@ -1,6 +1,6 @@
-"""The model converted for runtimes other than TensorFlow: TFLite and ONNX, ids and mask in, logits out.
+"""Converts a model to TFLite and ONNX: input_ids and attention_mask in, logits out.
 
-Each is run in its runtime and compared with the model before it counts as written. The packages are optional extras.
+A converted model is run in its runtime and compared with the original. The packages are optional extras.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ _SHAPES = ((1, 5), (3, 12), (2, 64))  # batch and length
 
 
 def export_tflite(model: Any, tokenizer: Any, folder: Path) -> float:
-    """Write `model.tflite`, and config and tokenizer beside it.
+    """Write `model.tflite` with config and tokenizer.
 
     Its one signature takes input_ids and attention_mask, int32 [batch, length], and gives logits, float32
     [batch, length, vocabulary].
@@ -31,7 +31,7 @@ def export_tflite(model: Any, tokenizer: Any, folder: Path) -> float:
         The largest deviation from the model's logits, over the largest logit.
 
     Raises:
-        Refused: the extra is not installed, the converter cannot do it, or the logits are not the model's.
+        Refused: the extra is not installed, the conversion failed, or the logits differ from the model's.
         OSError: the files cannot be written.
     """
     with _needing_extra("tflite"):
@@ -48,7 +48,7 @@ def export_tflite(model: Any, tokenizer: Any, folder: Path) -> float:
 
 
 def export_onnx(model: Any, tokenizer: Any, folder: Path) -> float:
-    """Write `model.onnx`, and config and tokenizer beside it: as `export_tflite`, but ids and mask are int64."""
+    """Write `model.onnx` with config and tokenizer; as `export_tflite`, but input_ids and attention_mask are int64."""
     with _needing_extra("onnx"):
         import onnxruntime
         import tf2onnx
@@ -79,7 +79,7 @@ def _build_logits(model: Any, dtype: tf.DType) -> Any:
 
 
 def _convert_erfc(graph: Any, node: Any, name: str, _: Any) -> None:
-    """Erfc, of which TensorFlow's GELU is made, is neither in ONNX nor known to tf2onnx: 1 - Erf."""
+    """Replace Erfc, which TensorFlow's GELU uses and ONNX lacks, by 1 - Erf."""
     erf, (output,) = graph.make_node("Erf", node.input), node.output
     one = graph.make_const(f"{name}_one", np.float32(1))
     graph.remove_node(name)
@@ -94,15 +94,15 @@ def _deviation(model: Any, run: Callable[[dict[str, np.ndarray]], np.ndarray], d
         input_ids = numbers.integers(0, model.config.vocab_size, (batch, length))
         attention_mask: np.ndarray = (np.arange(length) < length - np.arange(batch)[:, np.newaxis]).astype(
             dtype
-        )  # a stair
+        )  # each row one shorter
         expected = model(input_ids=input_ids.astype(np.int32), attention_mask=attention_mask.astype(np.int32)).logits
         logits = run({"input_ids": input_ids.astype(dtype), "attention_mask": attention_mask})
         deviations.append(np.abs(logits - expected).max() / np.abs(expected).max())
-    return float(np.max(deviations))  # nan if any is
+    return float(np.max(deviations))  # nan if one of them is
 
 
 def _finish(model: Any, tokenizer: Any, folder: Path, deviation: float) -> float:
-    if not deviation <= _TOLERANCE:  # nor a nan
+    if not deviation <= _TOLERANCE:  # also refuses nan
         raise Refused(
             f"export: the converted model's logits differ from the model's by {deviation:.1e} of the largest, more "
             f"than {_TOLERANCE:.0e}; use another --format"
@@ -118,21 +118,22 @@ def _needing_extra(extra: str) -> Iterator[None]:
             yield
     except ImportError as error:
         raise Refused(
-            f"--format {extra}: needs the extra {extra!r} ({error}); pip install -c requirements.txt -e '.[{extra}]'"
+            f"--format {extra}: requires the extra {extra!r} ({error}); install it with: "
+            f"pip install -c requirements.txt -e '.[{extra}]'"
         ) from None
 
 
 @contextlib.contextmanager
 def _converting(converter: str) -> Iterator[None]:
-    """Hold what converter and runtime print, and make one line of what they raise."""
+    """Capture the output of converter and runtime, and refuse with one line if they raise."""
     failure = None
     with runtime.captured_stderr():
         try:
             yield
-        except Exception as error:  # they have no errors of their own
+        except Exception as error:  # they raise built-in exceptions of many kinds
             failure = error
     if isinstance(failure, OSError):
         raise failure
     if failure:
         reason = " ".join(str(failure).split())[:300] or type(failure).__name__
-        raise Refused(f"export: {converter} cannot do this model: {reason}; use another --format")
+        raise Refused(f"export: {converter} cannot convert this model: {reason}; use another --format")

@@ -1,6 +1,6 @@
-"""BERT's tokenizer inside the graph: strings to ids by TensorFlow's own ops, to the id what the Hugging Face one gives.
+"""BERT's tokenizer as a TensorFlow graph, with the ids of the Hugging Face tokenizer.
 
-A SavedModel that holds it takes strings wherever TensorFlow runs: no tensorflow_text, no Python.
+A SavedModel with this tokenizer takes strings and needs neither tensorflow_text nor Python.
 """
 
 import itertools
@@ -13,7 +13,7 @@ import tensorflow as tf
 from tokenizers import Tokenizer, normalizers
 
 _NUM_CODE_POINTS = 0x110000
-_SURROGATES = range(0xD800, 0xE000)  # no text holds them
+_SURROGATES = range(0xD800, 0xE000)  # not valid in text
 _PAGE = 256
 _PRIVATE_USE = range(0x10F000, 0x10FFFE)
 _NO_KEY = -2
@@ -22,35 +22,34 @@ _NO_KEY = -2
 class GraphTokenizer(tf.Module):
     """Callable in a graph, and saved with it.
 
-    BERT's normaliser and pre-tokenizer work code point by code point, so a table of what each code point becomes, asked
-    of the tokenizer itself, does what they do. A code point that no token holds makes its word unknown whatever it is,
-    so that all of those share one entry.
+    BERT's normalizer and pre-tokenizer handle each code point separately, so a table built from the tokenizer replaces
+    them. A code point that no token contains makes its word unknown, so all of these share one entry.
     """
 
     def __init__(self, tokenizer: Any):
-        """`tokenizer`: a fast one for which `why_not_in_graph` has nothing to say."""
+        """`tokenizer`: a fast one for which `why_not_in_graph` returns ""."""
         super().__init__()
         backend = tokenizer.backend_tokenizer
         settings = json.loads(backend.to_str())
         vocab, prefix = settings["model"]["vocab"], settings["model"]["continuing_subword_prefix"]
-        self.continuing_subword_prefix = tf.Variable(prefix, trainable=False)  # for who loads the SavedModel
+        self.continuing_subword_prefix = tf.Variable(prefix, trainable=False)  # read by `fill_mask.load_served_filler`
         alphabet = set().union(*vocab)
         added = {token["content"]: token["id"] for token in settings["added_tokens"]}
         private = (chr(code) for code in _PRIVATE_USE if chr(code) not in alphabet)
-        # What the text itself holds of the sentinels becomes `unknown`, which is dropped or unknown as they would be.
+        # Sentinels in the text itself are replaced by `unknown`: the tokenizer would drop them or not know them either.
         self._unknown = next(private)
         self._sentinels = {token: next(private) for token in added}
         entries = _replacements(backend, alphabet, self._unknown)
         for sentinel in self._sentinels.values():
             entries[ord(sentinel)] = f" {sentinel} "
-        # Most pages are alike.
+        # Most pages are equal.
         pages = [tuple(entries[first : first + _PAGE]) for first in range(0, _NUM_CODE_POINTS, _PAGE)]
         page_numbers = {page: number for number, page in enumerate(dict.fromkeys(pages))}
         numbers = {entry: number for number, entry in enumerate(dict.fromkeys(itertools.chain(*page_numbers)))}
         self._entries = tf.constant(list(numbers))
         self._pages = tf.constant([[numbers[entry] for entry in page] for page in page_numbers])
         self._page_of = tf.constant([page_numbers[page] for page in pages])
-        # The start of a word is marked by a space, which is in no word, and a token inside one has lost its prefix.
+        # A space, which no word contains, marks the start of a word. A token inside a word has no prefix here.
         keys = {f" {token}": id for token, id in vocab.items() if " " not in token}
         keys |= {t.removeprefix(prefix): id for t, id in vocab.items() if t.startswith(prefix) and " " not in t}
         keys |= {f" {sentinel}": added[token] for token, sentinel in self._sentinels.items()}
@@ -67,7 +66,7 @@ class GraphTokenizer(tf.Module):
         """Ids of each text with [CLS] and [SEP] around, int32 [batch, (length)], and whether it is valid, bool [batch].
 
         Args:
-            texts: string [batch]. One that is not strict UTF-8 is not valid, and gets the ids of an empty text.
+            texts: string [batch]. A text that is not strict UTF-8 is not valid and gets the ids of an empty text.
         """
         is_valid = tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="ignore") == texts
         texts = tf.where(is_valid, texts, "")
@@ -86,8 +85,8 @@ class GraphTokenizer(tf.Module):
         return tf.concat([ends * self._first_id, ids, ends * self._last_id], axis=1), is_valid
 
     def _match(self, words: tf.Tensor) -> tf.RaggedTensor:
-        """Ids of each word, int32 [words, (pieces)], the longest token first: all words at once, a piece a step."""
-        # Columns of id + 1; 0 where a word has ended, negative where it is unknown.
+        """Ids of each word, int32 [words, (pieces)], by longest match. Each step finds one piece of every word."""
+        # Columns of id + 1: 0 after the end of a word, negative for an unknown word.
         is_too_long = tf.strings.length(words, unit="UTF8_CHAR") > self._max_characters
         pieces = tf.where(is_too_long, -1, 0)[:, tf.newaxis]
         unmatched = tf.where(~is_too_long)
@@ -95,7 +94,7 @@ class GraphTokenizer(tf.Module):
         def match_next(rest: tf.Tensor, unmatched: tf.Tensor, pieces: tf.Tensor) -> tuple[tf.Tensor, ...]:
             num_bytes = tf.strings.length(rest)
             lengths = tf.range(tf.minimum(self._longest_key, tf.reduce_max(num_bytes)), 0, -1)
-            # A cut inside a character is no key: keys are valid UTF-8.
+            # A cut inside a character matches no key, since keys are valid UTF-8.
             starts = tf.strings.substr(
                 rest[:, tf.newaxis], tf.zeros_like(lengths)[tf.newaxis], lengths[tf.newaxis], unit="BYTE"
             )
@@ -104,10 +103,10 @@ class GraphTokenizer(tf.Module):
             ids = tf.gather(ids, longest, batch_dims=1)
             column = tf.scatter_nd(unmatched, ids + 1, tf.shape(pieces, tf.int64)[:1])
             rest = tf.strings.substr(rest, tf.minimum(tf.gather(lengths, longest), num_bytes), num_bytes)
-            goes_on = (ids != _NO_KEY) & (rest != "")
+            continues = (ids != _NO_KEY) & (rest != "")
             return (
-                tf.boolean_mask(rest, goes_on),
-                tf.boolean_mask(unmatched, goes_on),
+                tf.boolean_mask(rest, continues),
+                tf.boolean_mask(unmatched, continues),
                 tf.concat([pieces, column[:, tf.newaxis]], axis=1),
             )
 
@@ -128,58 +127,58 @@ class GraphTokenizer(tf.Module):
 
 
 def why_not_in_graph(tokenizer: Any) -> str:
-    """Why `tokenizer`, a fast one, cannot be a GraphTokenizer: a clause for a reader; empty if it can."""
+    """Why `tokenizer`, a fast one, cannot be a GraphTokenizer, as a clause; "" if it can."""
     backend = tokenizer.backend_tokenizer
     settings = json.loads(backend.to_str())
     parts = {"model": "WordPiece", "normalizer": "BertNormalizer", "pre_tokenizer": "BertPreTokenizer"}
     for part, kind in parts.items():
         found = (settings[part] or {}).get("type")
         if found != kind:
-            return f"its tokenizer's {part} is {found}, and TensorFlow's own ops do exactly none but BERT's {kind}"
+            return f"its tokenizer's {part} is {found}, and the graph supports only BERT's {kind}"
     if backend.encode("").ids != [tokenizer.cls_token_id, tokenizer.sep_token_id]:
-        return "its tokenizer puts something else than one [CLS] and one [SEP] around a text"
+        return "its tokenizer does not add exactly one [CLS] and one [SEP] to a text"
     if settings["model"]["unk_token"] not in settings["model"]["vocab"]:
         return "its vocabulary has no token for unknown words"
     added = settings["added_tokens"]
-    # lstrip and rstrip only take whitespace away, of which WordPiece sees nothing anyway.
+    # lstrip and rstrip remove only white space, which WordPiece ignores.
     for token in added:
         if token["normalized"] or token["single_word"]:
-            return f"its added token {token['content']!r} is searched for in normalised text, or as a whole word"
+            return f"its added token {token['content']!r} is matched in normalized text or as a whole word"
     contents = [token["content"] for token in added]
     for one in contents:
         for other in contents:
             if one is not other and (one in other or any(one.endswith(other[:n]) for n in range(1, len(other)))):
                 return f"its added tokens {one!r} and {other!r} can overlap"
-    # Marks are put into an order by their class. Those of the vocabulary must have one class, or none be moved.
+    # Unicode orders combining marks by class. The marks of the vocabulary must not be reordered.
     marks = [c for c in set().union(*settings["model"]["vocab"]) if _moves(c) and c in _normalized(backend, c)]
     if any(_normalized(backend, one + other) != one + other for one in marks for other in marks):
-        return "its vocabulary holds combining marks that the normaliser moves"
+        return "its vocabulary contains combining marks that the normalizer reorders"
     return ""
 
 
 def _moves(character: str) -> bool:
-    """Whether Unicode's canonical order moves it behind U+0334, whose class is the lowest."""
+    """Whether Unicode's canonical order moves `character` after U+0334, whose class is the lowest."""
     return normalizers.NFD().normalize_str(f"{character}\u0334").startswith("\u0334")
 
 
 def _normalized(backend: Tokenizer, text: str) -> str:
-    """The normal form of `text` behind a letter."""
+    """The normal form of `text` after a letter."""
     return backend.normalizer.normalize_str(f"a{text}")[1:]
 
 
 def _replacements(backend: Tokenizer, alphabet: set[str], unknown: str) -> list[str]:
-    """What each code point becomes, spaces where words end; each character outside `alphabet` becomes `unknown`."""
+    """The replacement of each code point, with spaces at word ends; `unknown` for characters outside `alphabet`."""
     entries = [""] * _NUM_CODE_POINTS
     kept = alphabet - {" "}
     for first in range(0, _NUM_CODE_POINTS, _PAGE):
-        # Between zeros, to which nothing joins and which nothing else becomes.
+        # Zeros separate the code points: no character combines with them or is normalized to them.
         codes = [code for code in range(first, first + _PAGE) if code not in _SURROGATES and code != ord("0")]
         if not codes:
             continue
         row = f"0{'0'.join(map(chr, codes))}0"
         pieces = backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(row))
         if len(pieces) == 1 and pieces[0][0] == row and kept.isdisjoint(row[1::2]):
-            entries[first : first + _PAGE] = [unknown] * _PAGE  # most pages, and the fast way
+            entries[first : first + _PAGE] = [unknown] * _PAGE  # the fast path, for most pages
             continue
         found = " ".join(piece for piece, _ in pieces).split("0")[1:-1]
         for code, text in zip(codes, found, strict=True):

@@ -1,4 +1,4 @@
-"""The export: a SavedModel that a server can use as it is, strings in and filled words out."""
+"""Exports a SavedModel that takes strings and returns filled words."""
 
 import re
 from pathlib import Path
@@ -14,27 +14,27 @@ ANSWERED, NO_MASK, TOO_LONG, INVALID_UTF8 = range(4)
 """The values of `status`."""
 
 _TOKENS_AT_ONCE = 2048
-"""Of one pass through the encoder; a longer text has a pass of its own."""
+"""Tokens in one pass through the encoder; a longer text has a separate pass."""
 
 _IDS = tf.TensorSpec([None, None], tf.int32, "input_ids")
 _ATTENTION_MASK = tf.TensorSpec([None, None], tf.int32, "attention_mask")
 _TEXT = tf.TensorSpec([None], tf.string, "text")
 _K = tf.TensorSpec([], tf.int32, "k")
-_DEFAULT_K = tf.constant(5)  # a tensor: a default of another type would not be recorded in the SavedModel
+_DEFAULT_K = tf.constant(5)  # a SavedModel records a default only if it is a tensor
 
 
 def export_saved_model(model: Any, tokenizer: Any, folder: Path) -> str:
     """Write a masked language model to `folder` as a SavedModel that TensorFlow alone can load.
 
-    Signatures; input_ids and attention_mask are int32 [batch, length], all numbers that come out float32:
-        fill_mask: see `_build_fill_mask`; for models with BERT's WordPiece alone.
+    Signatures; input_ids and attention_mask are int32 [batch, length], all outputs are float32:
+        fill_mask: see `_build_fill_mask`; only for models with BERT's WordPiece tokenizer.
         encode: input_ids and attention_mask to last_hidden_state [batch, length, dim] and mean_pooled [batch, dim],
-            the mean of those that attention_mask counts.
+            the mean over the tokens of attention_mask.
         logits: input_ids and attention_mask to logits [batch, length, vocabulary].
-        serving_default: fill_mask, or logits where there is none.
+        serving_default: fill_mask, or logits if there is no fill_mask.
 
     Returns:
-        Why there is no fill_mask, a sentence for a reader; empty where there is one.
+        Why there is no fill_mask, as a sentence; "" if there is one.
 
     Raises:
         OSError: the files cannot be written.
@@ -53,7 +53,7 @@ def export_saved_model(model: Any, tokenizer: Any, folder: Path) -> str:
         return {"logits": model(input_ids=input_ids, attention_mask=attention_mask, training=False).logits}
 
     module = tf.Module()
-    module.weights = model.weights  # once, whatever the number of signatures
+    module.weights = model.weights  # saved once for all signatures
     signatures = {"serving_default": logits, "logits": logits, "encode": encode}
     obstacle = why_not_in_graph(tokenizer)
     if not obstacle:
@@ -64,7 +64,7 @@ def export_saved_model(model: Any, tokenizer: Any, folder: Path) -> str:
         tf.saved_model.save(module, str(folder), signatures=signatures)
     return obstacle and (
         f"The SavedModel takes ids, not strings, because {obstacle}. "
-        "The tokenizer in the model's folder makes the ids; the signatures are logits and encode."
+        "Use the tokenizer in the model's directory; the signatures are logits and encode."
     )
 
 
@@ -77,8 +77,8 @@ def _build_fill_mask(model: Any, tokenizer: Any, graph_tokenizer: GraphTokenizer
         probabilities: float32, over the whole vocabulary, each mask for itself, padded with 0.
         num_masks: int32 [batch], masks that were answered.
         status: int32 [batch], 0 answered, 1 no mask, 2 more tokens than positions, 3 not valid UTF-8.
-        filled: string [batch], the text as given, each mask replaced by its best candidate. One that continues a word
-            (`##ing`) takes the place of the white space before the mask as well. Empty where not valid UTF-8.
+        filled: string [batch], the text with each mask replaced by its best candidate. A candidate that continues a
+            word (`##ing`) also replaces the white space before the mask. Empty if the text is not valid UTF-8.
     """
     vocabulary = [""] * model.config.vocab_size
     for token, token_id in tokenizer.get_vocab().items():
@@ -113,7 +113,7 @@ def _build_fill_mask(model: Any, tokenizer: Any, graph_tokenizer: GraphTokenizer
             is_mask = tf.sequence_mask(positions.row_lengths())
             return end, tf.concat([at_masks, tf.boolean_mask(hidden_states, is_mask)], axis=0)
 
-        # Texts of about one length at a time: less padding, and no text waits in memory for all the others.
+        # Texts of similar length are encoded together, which saves padding and memory.
         _, at_masks = tf.while_loop(
             lambda first, _: first < rows.nrows(),
             encode_next,
@@ -123,7 +123,7 @@ def _build_fill_mask(model: Any, tokenizer: Any, graph_tokenizer: GraphTokenizer
         masks_by_length = tf.gather(tf.gather_nd(num_masks, answered), by_length)
         at_masks = tf.RaggedTensor.from_row_lengths(at_masks, masks_by_length, validate=False)
         at_masks = tf.gather(at_masks, tf.math.invert_permutation(by_length)).values
-        # The masks alone are queries of the last layer, and go on to the vocabulary. Some heads want three dimensions.
+        # Only the masks are queries of the last layer and reach the vocabulary. Some heads require three dimensions.
         logits = model.predict_tokens(at_masks[tf.newaxis], training=False)[0]
         best = tf.math.top_k(logits, k)
         tokens = tf.gather(vocabulary, best.indices)
@@ -149,9 +149,9 @@ def _build_fill_mask(model: Any, tokenizer: Any, graph_tokenizer: GraphTokenizer
 def _fill(texts: tf.Tensor, mask_token: str, replacements: tf.RaggedTensor, prefix: str) -> tf.Tensor:
     """`texts`, string [batch], each mask replaced; `replacements` are string [batch, (masks)]."""
     parts = tf.strings.split(texts, sep=mask_token)
-    # What comes behind each part: a replacement, and behind the last one nothing.
-    behind = tf.concat([replacements, tf.fill([parts.nrows(), 1], "")], axis=1).values
-    continues_word = tf.strings.regex_full_match(behind, f"{re.escape(prefix)}.*")
-    behind = tf.strings.regex_replace(behind, f"^{re.escape(prefix)}", "")
+    # Each part is followed by a replacement, the last one by nothing.
+    following = tf.concat([replacements, tf.fill([parts.nrows(), 1], "")], axis=1).values
+    continues_word = tf.strings.regex_full_match(following, f"{re.escape(prefix)}.*")
+    following = tf.strings.regex_replace(following, f"^{re.escape(prefix)}", "")
     before = tf.where(continues_word, tf.strings.regex_replace(parts.values, r"[\s\pZ]+$", ""), parts.values)
-    return tf.strings.unsorted_segment_join(before + behind, parts.value_rowids(), parts.nrows())
+    return tf.strings.unsorted_segment_join(before + following, parts.value_rowids(), parts.nrows())

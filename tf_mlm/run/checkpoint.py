@@ -1,8 +1,7 @@
-"""Checkpoints: everything a run needs to go on as if it had never stopped.
+"""Checkpoints: the state from which a run continues exactly.
 
-The order of the data, the masks and dropout are functions of the seed and the step, so the step is all there is to
-keep of them; what was best so far is in metrics.jsonl. What remains is weights, optimizer, the epoch's metric sums, and
-what has been skipped. A checkpoint holds finite numbers only.
+Data order, masks and dropout are functions of the seed and the step, so a checkpoint holds only the step, the weights,
+the optimizer, the metric sums of the epoch and the counts of skipped steps. All its numbers are finite.
 """
 
 import json
@@ -28,14 +27,14 @@ class Progress:
 
     Attributes:
         step: updates done.
-        logged_sums: summed loss and number of labels at the last step event, as the epoch under way counts them.
-        metrics_bytes: length of metrics.jsonl, whose rows beyond it the resumed run writes again.
-        seconds: time spent in training so far.
-        fingerprint: of config, data and model; only the run that wrote a checkpoint may go on from it.
-        epoch_seconds: time spent in the epoch under way.
+        logged_sums: summed loss and number of labels of the current epoch at the last step event.
+        metrics_bytes: length of metrics.jsonl; the resumed run writes later events again.
+        seconds: time spent in training and validation.
+        fingerprint: hash of config, data and model; a checkpoint is only loaded into the run that wrote it.
+        epoch_seconds: time spent in the training steps of the current epoch.
         skipped_steps: steps without an update, because their loss or gradient was not finite.
-        bad_steps: how many of those there were in a row until now.
-        rolled_back: from which step to which, after too many of those in a row; None if never.
+        bad_steps: number of consecutive skipped steps up to now.
+        rolled_back: the steps from which and to which the run rolled back; None if it never did.
     """
 
     step: int
@@ -50,21 +49,20 @@ class Progress:
 
     @property
     def next_batch(self) -> int:
-        """Number of the next step's batch in the order of the data, counted from 0: ahead of the step by what a run
-        that went back has left out."""
+        """Number of the next batch in the order of the data, counted from 0; a rollback skips batches."""
         return self.step + (self.rolled_back[0] - self.rolled_back[1] if self.rolled_back else 0)
 
 
 def save_checkpoint(
     folder: Path, progress: Progress, variables: dict[str, Any], keep: int, best_model: Path | None = None
 ) -> None:
-    """Write `folder`/step-N, checksummed and renamed into place, and remove all but the newest `keep`.
+    """Write the directory `folder`/step-N atomically, with checksums, and remove all but the newest `keep`.
 
-    Those of later steps are removed too: the run has gone on from an earlier one, since they are damaged.
+    Checkpoints of later steps are removed too: they are damaged, since the run continued from an earlier one.
 
     Args:
-        best_model: the folder, if there is one yet, that `restore_best_model` shall put back. Kept by links to its
-            files, which take neither time nor room until another model is better.
+        best_model: directory of the best model, if there is one, for `restore_best_model`. Its files are hard-linked,
+            which takes no time and no space until a better model replaces them.
 
     Raises:
         NonFiniteLoss: a variable holds a number that is not finite; nothing was written.
@@ -72,7 +70,7 @@ def save_checkpoint(
     arrays = {name: np.asarray(variable.numpy(), order="C") for name, variable in variables.items()}
     for name, array in arrays.items():
         if not np.isfinite(array).all():
-            raise NonFiniteLoss(f"a number of the {name.partition('/')[0]} is not finite after step {progress.step}", 1)
+            raise NonFiniteLoss(f"a value of the {name.partition('/')[0]} is not finite after step {progress.step}", 1)
     folder.mkdir(exist_ok=True)
     path = _path(folder, progress)
     with atomic_directory(path) as temporary:
@@ -92,13 +90,13 @@ def save_checkpoint(
 def load_checkpoint(
     folder: Path, fingerprint: str, *, before_bad_steps: bool = False
 ) -> tuple[Progress, dict[str, np.ndarray]] | None:
-    """The newest sound checkpoint, or None; one that is damaged is passed over, after a line that says why.
+    """The newest intact checkpoint, or None. A damaged one is skipped with a line that says why.
 
     Args:
-        before_bad_steps: pass over those that a signal had written between bad steps as well.
+        before_bad_steps: also skip checkpoints that a signal wrote between bad steps.
 
     Raises:
-        Refused: it belongs to another config, text, model or precision; or there are only damaged ones.
+        Refused: the checkpoint belongs to other settings, text, model or precision; or all checkpoints are damaged.
     """
     for path in _newest_first(folder):
         try:
@@ -113,11 +111,12 @@ def load_checkpoint(
                 state[name] = state[name] and tuple(state[name])
             progress = Progress(**state)
         except (OSError, ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError) as error:
-            print(f"checkpoint {path.name} passed over: {type(error).__name__}: {error}")
+            print(f"checkpoint {path.name} is damaged and skipped: {type(error).__name__}: {error}")
             continue
         if progress.fingerprint != fingerprint:
             raise Refused(
-                f"--resume {folder.parent}: its checkpoint is of another text, model or precision than are here now"
+                f"--resume {folder.parent}: its checkpoint belongs to another text, model or precision; restore those, or "
+                "start a new run"
             )
         if not (before_bad_steps and progress.bad_steps):
             return progress, arrays
@@ -129,14 +128,14 @@ def load_checkpoint(
 
 
 def restore_variables(variables: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    """Assign `arrays` to the variables of the same names, which must be the same."""
+    """Assign `arrays` to the variables of the same names."""
     assert variables.keys() == arrays.keys(), variables.keys() ^ arrays.keys()
     for name, variable in variables.items():
         variable.assign(arrays[name])
 
 
 def restore_best_model(folder: Path, progress: Progress, best_model: Path) -> None:
-    """Make `best_model` what it was when the checkpoint of `progress` was saved, which is nothing before an epoch."""
+    """Restore the directory `best_model` as it was when the checkpoint of `progress` was saved."""
     kept = _path(folder, progress) / _BEST_MODEL
     if kept.exists():
         with atomic_directory(best_model) as temporary:
@@ -146,7 +145,7 @@ def restore_best_model(folder: Path, progress: Progress, best_model: Path) -> No
 
 
 def model_variables(model: Any, only: str = "") -> dict[str, Any]:
-    """Every variable that training changes, or those of the group `only`, by names that outlast the process."""
+    """Every variable that training changes, or those of the group `only`, by names that are the same in any process."""
     optimizer = model.optimizer
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     model.create_optimizer_weights()
@@ -172,7 +171,7 @@ def _path(folder: Path, progress: Progress) -> Path:
 def _link(source: str, target: str) -> None:
     try:
         os.link(source, target)
-    except OSError:  # a file system without links
+    except OSError:  # a file system without hard links
         shutil.copyfile(source, target)
 
 

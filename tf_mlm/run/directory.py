@@ -1,4 +1,4 @@
-"""The run directory: what a run leaves behind, written so that a kill never leaves half a file."""
+"""The run directory: its files, its lock and its names."""
 
 import contextlib
 import csv
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class RunDirectory:
-    """One run's folder, held by a lock for as long as the process lives."""
+    """The directory of one run. Its lock is held until `release` or the end of the process."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -47,7 +47,7 @@ class RunDirectory:
 
     @classmethod
     def create(cls, path: Path) -> "RunDirectory":
-        """Make the folder and take its lock.
+        """Create the directory and take its lock.
 
         Raises:
             Refused: it holds a run or anything else, cannot be written, or another process has it.
@@ -75,7 +75,7 @@ class RunDirectory:
             if others := sorted(name for name in names if not (name.startswith(".") and name.endswith(TEMPORARY))):
                 raise Refused(f"--output-dir {path}: is not empty (it contains {others[0]}); choose a new directory")
         except Refused:
-            (path / ".lock").unlink(missing_ok=True)  # nothing is left in a folder that is not ours
+            (path / ".lock").unlink(missing_ok=True)  # leave no file in a directory that belongs to something else
             run.release()
             raise
         recover(path)
@@ -107,13 +107,13 @@ class RunDirectory:
 
     def _take_lock(self, flag: str) -> None:
         try:
-            # The system frees the lock of a process that dies, so a file left behind is no obstacle.
+            # The operating system frees the lock of a process that dies; the file may remain.
             self._lock.acquire()
         except filelock.Timeout:
             raise Refused(f"{flag} {self.path}: another process is training there; wait for it or stop it") from None
 
     def is_locked(self) -> bool:
-        """Whether another process is running there."""
+        """Whether another process holds the lock."""
         try:
             with self._lock.acquire():
                 return False
@@ -124,7 +124,7 @@ class RunDirectory:
         self._lock.release()
 
     def discard(self) -> None:
-        """Remove what a refused run has made, its config and perhaps its folder, never more: nothing was trained."""
+        """Remove the files of a refused run, and its directory if `create` made it."""
         for path in (self.config_path, self.environment_path, self.path / ".lock"):
             path.unlink(missing_ok=True)
         self.release()
@@ -133,7 +133,7 @@ class RunDirectory:
                 self.path.rmdir()
 
     def check_disk(self, needed: int) -> None:
-        """Raises Refused where the disk has no room for a run of `needed` bytes, what is there of it counted in."""
+        """Raises Refused if the disk is too small for a run of `needed` bytes, of which some may be written already."""
         present = sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
         free = free_bytes(self.path)
         if needed - present > free:
@@ -157,7 +157,7 @@ class RunDirectory:
 
     def load_train_hashes(self) -> "np.ndarray | None":
         """uint64, a hash of each training document; None where the run has recorded none."""
-        import numpy as np  # commands that print help do without it
+        import numpy as np  # not needed to print help
 
         path = self.path / "train_hashes.npy"
         return np.load(path, allow_pickle=False) if path.exists() else None
@@ -179,7 +179,7 @@ class RunDirectory:
 
     @property
     def name(self) -> str:
-        """For a reader. In a locale that is not UTF-8 the folder's own name may hold what is no text."""
+        """The name for a reader. In a locale that is not UTF-8, the directory's own name may not be valid text."""
         return os.fsencode(self.path.resolve().name).decode(errors="replace")
 
     def write_config(self, config: Config) -> None:
@@ -208,9 +208,9 @@ class RunDirectory:
         return read_events(self.metrics_path)
 
     def cut_events(self, num_bytes: int) -> None:
-        """Drop what metrics.jsonl holds beyond a checkpoint: the resumed run writes it again."""
+        """Cut metrics.jsonl to its length at a checkpoint: the resumed run writes the later events again."""
         if self.metrics_path.exists():
-            kept = self.metrics_path.read_bytes()[:num_bytes]  # fewer, where a crash of the system has lost the end
+            kept = self.metrics_path.read_bytes()[:num_bytes]  # may be shorter after a crash of the system
             os.truncate(self.metrics_path, kept.rfind(b"\n") + 1)
 
     def choose_curve(self) -> Path:
@@ -242,7 +242,7 @@ class RunDirectory:
 
 
 def free_bytes(path: Path) -> int:
-    """Of the disk that `path`, or the nearest folder above it that is there, lies on."""
+    """Free bytes of the disk of `path`, or of its nearest parent that exists."""
     return shutil.disk_usage(
         next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
     ).free
@@ -253,28 +253,28 @@ def describe_bytes(number: int) -> str:
 
 
 def new_run_path(config_name: str) -> Path:
-    """runs/<config name>-<time>, with a number behind it where that is taken."""
+    """runs/<config name>-<time>, with a number added if that exists."""
     name = f"{config_name}-{time.strftime('%Y%m%d-%H%M%S')}"
     candidates = (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in range(1, 1000))
     return next(path for path in candidates if not path.exists())
 
 
 def newest_unfinished_run(root: Path) -> Path | None:
-    """The run in `root` that was started or resumed last, of those that can be gone on with.
+    """The resumable run in `root` that was started or resumed last.
 
-    Not one that is finished, nor one whose loss was no longer finite (it would end there again), nor one at work.
+    Finished, diverged and running runs are skipped: a diverged run would diverge again.
     """
     runs = [RunDirectory(path.parent) for path in root.glob("*/config.toml")]
     return max(
-        (run.path for run in runs if _can_go_on(run)),
+        (run.path for run in runs if _is_resumable(run)),
         key=lambda path: (path / "config.toml").stat().st_mtime,
         default=None,
     )
 
 
-def _can_go_on(run: RunDirectory) -> bool:
+def _is_resumable(run: RunDirectory) -> bool:
     try:
         events = run.read_events()
         return events.end is None and not events.has_diverged and not run.is_locked()
-    except (Refused, OSError):  # damaged, or not ours to write: said when it is named
+    except (Refused, OSError):  # damaged or not writable: reported when it is passed by name
         return False

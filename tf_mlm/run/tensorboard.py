@@ -1,4 +1,4 @@
-"""TensorBoard event files, derived from the run's events, so that a resumed run can write them anew from the start."""
+"""TensorBoard event files, derived from the run's events. A resumed run writes them again from the start."""
 
 import shutil
 from pathlib import Path
@@ -13,7 +13,7 @@ _PREFIXES = {"step": "", "epoch": "epoch_"}
 
 
 class TensorBoardFiles:
-    """Writes each event's numbers as scalars, under validation/ what begins with val_, the rest under train/.
+    """Writes the numbers of each event as scalars: validation metrics to validation/, the others to train/.
 
     There an epoch's numbers are named epoch_..., apart from those of its last step.
     """
@@ -51,5 +51,5 @@ class TensorBoardFiles:
 
 
 def _fits_float32(value: object) -> bool:
-    """Whether TensorBoard can hold the value: a perplexity can be beyond its float32."""
+    """Whether TensorBoard can store the value, which it does in float32: a perplexity can be larger."""
     return isinstance(value, int | float) and abs(value) <= float(tf.float32.max)
