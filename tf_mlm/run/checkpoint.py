@@ -115,8 +115,8 @@ def load_checkpoint(
             continue
         if progress.fingerprint != fingerprint:
             raise Refused(
-                f"--resume {folder.parent}: its checkpoint belongs to another text, model or precision; restore those, or "
-                "start a new run"
+                f"--resume {folder.parent}: its checkpoint belongs to another text, model or precision; restore those, "
+                "or start a new run"
             )
         if not (before_bad_steps and progress.bad_steps):
             return progress, arrays
