@@ -269,7 +269,7 @@ def test_a_run_no_better_than_its_start_says_so() -> None:
 def test_the_card_says_why_training_stopped_early() -> None:
     events = Events.from_dicts([START, *EPOCHS[:2], END | {"epoch": 2, "stopped_early": True}])
     card = build_model_card(_report(events=events, config=_config(training__early_stopping_patience="1")))
-    assert "Training stopped early, after epoch 2: the validation loss had not improved for 1 epoch" in card
+    assert "Training stopped early, after epoch 2: the validation loss had not improved for 1 epoch." in card
     assert "stopped early" not in build_model_card(_report())
 
 

@@ -178,7 +178,8 @@ def _what_it_is(report: RunReport) -> str:
         )
     if end and end.stopped_early:
         patience = config.training.early_stopping_patience
-        reason = f"the validation loss had not improved for {patience} epochs" if patience else "a callback stopped it"
+        epochs = f"{patience} epoch{'s' * (patience > 1)}"
+        reason = f"the validation loss had not improved for {epochs}" if patience else "a callback stopped it"
         paragraphs.append(f"Training stopped early, after epoch {end.epoch}: {reason}.")
     if report.new_weights:
         names = ", ".join(f"`{weight}`" for weight in report.new_weights)

@@ -34,7 +34,8 @@ def describe_plan(job: Job) -> str:
     cut = ", the last one cut short" if length.num_train_steps < length.epochs * length.steps_per_epoch else ""
     return "\n".join(
         [
-            f"steps      {length.num_train_steps:>10,} = {length.epochs} epochs of {length.steps_per_epoch:,}{cut}, "
+            f"steps      {length.num_train_steps:>10,} = {length.epochs} epoch{'s' * (length.epochs > 1)} of "
+            f"{length.steps_per_epoch:,}{cut}, "
             f"batch {config.training.batch_size}, warmup {length.num_warmup_steps:,}",
             f"tokens     {tokens:>10,} in training, padding not counted; {positions:,} positions a step",
             f"rate       {rates}",
