@@ -301,12 +301,14 @@ def _data(report: RunReport) -> str:
         packing = "Each document has its own padded sequence; a longer document is truncated."
     if data.get("held_out"):
         packing += f" The validation documents ({100 * config.validation_fraction:.4g}%) are held out at random."
+    column = f"{_text(data['text_column'])}, of {_text(', '.join(data['columns']))}" if data.get("text_column") else "–"
     return f"""## Data
 
 {_table(["", "Documents", "Tokens in", "Tokens out", "Sequences", "Sequences used"], rows)}
 
 {packing} "Tokens out" counts the tokens of all sequences. "Sequences used" are drawn from them at random.
 
+- Column of the text: {column}
 - Validation documents dropped because they are also training documents: {data["dropped_overlap"]:,}
 - Empty documents dropped: {data["dropped_empty"]:,}
 - Fingerprint of the text: `{data["fingerprint"]}`"""
@@ -324,7 +326,13 @@ def _epochs(report: RunReport) -> str:
         ]
         for event in [*([start] if start else []), *report.events.epochs]
     ]
-    header = ["Epoch", "Step", "Training loss", *(metric.title for metric in METRICS), "Learning rate"]
+    header = [
+        "Epoch",
+        "Step",
+        "Training loss",
+        *(f"Validation {metric.title[0].lower()}{metric.title[1:]}" for metric in METRICS),
+        "Learning rate",
+    ]
     return (
         "## Every epoch\n\nEpoch 0 is the model before training. The best epoch is bold. The training loss is the mean "
         f"over the epoch, with dropout and {100 * report.config.masking.mlm_probability:.4g}% of the tokens masked; "
