@@ -212,7 +212,7 @@ def test_data_that_cannot_be_trained_on_is_refused(capsys: Capture, model: Path,
 
     assert "'unsupervised'" in refused_data(reviews, "--data.train_split", "unsupervised")
     Path("one.txt").write_text("A single document.\n")
-    assert "validation needs another one" in refused_data("one.txt")
+    assert "has only 1 document" in refused_data("one.txt")
 
 
 def test_durations_and_lengths_that_cannot_be_are_refused_with_both_numbers(

@@ -387,7 +387,7 @@ def test_a_full_disk_ends_the_export_with_4_and_leaves_nothing(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     line, end = capsys.readouterr().err.split("\n")
-    assert line.startswith("error: input/output failed: ") and end == ""
+    assert line.startswith("error: I/O error: ") and end == ""
     assert list(tmp_path.iterdir()) == []
 
 

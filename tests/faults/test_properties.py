@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from tests.conftest import ROOT
 from tests.data.conftest import MASK, SPECIAL
 from tests.data.test_readers import encode
-from tests.training.test_checkpoint import save
+from tests.run.test_checkpoint import save
 from tf_mlm.commands.main import train_main
 from tf_mlm.config import DataConfig, load_config, setting_fields
 from tf_mlm.data import pipeline

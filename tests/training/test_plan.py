@@ -74,7 +74,7 @@ def test_a_number_of_warmup_steps_is_used_or_refused(tensorflow: None) -> None:
 
     settings: dict[str, Any] = {"epochs": 1, "batch_size": 10}
     assert RunLength.of(config({"num_warmup_steps": 9}, **settings), 100).num_warmup_steps == 9
-    with pytest.raises(Refused, match="num_warmup_steps = 10: must be below the 10 steps"):
+    with pytest.raises(Refused, match="num_warmup_steps = 10: must be less than the 10 steps"):
         RunLength.of(config({"num_warmup_steps": 10}, **settings), 100)
 
 

@@ -66,7 +66,7 @@ def test_a_finished_run_holds_the_files_of_the_contract_and_no_checkpoints(finis
     visible = sorted(path.name for path in finished_run.iterdir() if not path.name.startswith("."))
     assert visible == [
         "README.md", "config.toml", "environment.json", "history.csv", "loss.png", "loss.svg", "metrics.jsonl",
-        "model", "saved_model", "tensorboard",
+        "model", "saved_model", "tensorboard", "train_hashes.npy",
     ]  # fmt: skip
     # No temporary file is left, in the run or beside it.
     assert [path.name for path in finished_run.rglob(".*")] in ([], [".lock"])
@@ -389,7 +389,10 @@ def test_mfu_is_reported_on_request(tmp_path: Path, capsys: pytest.CaptureFixtur
     for event in events:
         assert event["mfu"] >= event["tokens_per_second"] / peak - 1e-4  # it counts positions, padding included
     assert "% MFU)" in capsys.readouterr().err
-    assert "| Share of the speed of the matrix products alone (MFU) |" in (tmp_path / "RUN" / "README.md").read_text()
+    assert (
+        "| Share of the speed of the matrix products alone, padding counted (MFU) |"
+        in (tmp_path / "RUN" / "README.md").read_text()
+    )
 
 
 def test_early_stopping_ends_the_run_after_so_many_epochs_without_gain_and_keeps_the_best(tmp_path: Path) -> None:
@@ -520,8 +523,7 @@ def test_steps_that_are_not_finite_are_left_out_and_counted_also_where_the_run_i
     assert [e["skipped_steps"] for e in events if e["event"] in ("epoch", "end")] == [1, 3, 4, 4]
     assert "rolled_back" not in events[-1]
     assert (
-        "| Steps skipped, because the loss or its gradient was not finite | 4 |"
-        in (tmp_path / "whole" / "RUN" / "README.md").read_text()
+        "| Skipped steps (loss or gradient not finite) | 4 |" in (tmp_path / "whole" / "RUN" / "README.md").read_text()
     )
 
 

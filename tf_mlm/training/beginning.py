@@ -30,11 +30,11 @@ def begin(job: Job, progress: Progress) -> None:
     """
     job.run.check_disk(disk_bytes(job))
     job.run.write_environment(_environment(job, progress))
-    job.run.write_train_hashes(job.data.train_hashes)
     if progress.metrics_bytes == 0:
         print("validating the model before training", flush=True)
         start = _start_event(job)
         save_best_model(job.model, job.tokenizer, job.run.model_path)
+        job.run.write_train_hashes(job.data.train_hashes)
         job.run.append_event(start)
 
 
