@@ -68,7 +68,7 @@ ORDER = [
     "tf_mlm.training.callbacks.progress_lines",
     "tf_mlm.training.callbacks.resumed_epoch",
     "tf_mlm.training.beginning",
-    "tf_mlm.training.fit_session",
+    "tf_mlm.training.fit_context",
     "tf_mlm.training.ending",
     "tf_mlm.training.train",
     "tf_mlm.commands",

@@ -16,7 +16,7 @@ from tf_mlm.model.tokenizer import load_tokenizer
 from tf_mlm.run.directory import RunDirectory
 from tf_mlm.training.beginning import begin
 from tf_mlm.training.ending import export
-from tf_mlm.training.fit_session import FitSession
+from tf_mlm.training.fit_context import FitContext
 from tf_mlm.training.job import Job
 from tf_mlm.training.length import RunLength
 from tf_mlm.training.plan import describe_trial, run_trial
@@ -42,22 +42,22 @@ def train(config: Config, run: RunDirectory, callbacks: Sequence[keras.callbacks
     begin(job, progress)
     while True:
         try:
-            with FitSession(job, progress, callbacks) as session:
-                session.finish_epoch()
-                if not session.is_complete():
+            with FitContext(job, progress, callbacks) as context:
+                context.finish_epoch()
+                if not context.is_complete():
                     job.model.resume_at(progress.step, job.length.steps_per_epoch)
                     job.model.fit(
                         job.train_dataset(progress),
                         validation_data=job.validation_dataset,
                         epochs=job.length.epochs,
                         steps_per_epoch=job.length.steps_per_epoch,
-                        callbacks=session.callbacks,
+                        callbacks=context.callbacks,
                         verbose=0,
                     )
             break
         except NonFiniteLoss as error:
             progress = roll_back(job, error)
-    export(job, session.progress())
+    export(job, context.progress())
 
 
 def build_job(config: Config, run: RunDirectory) -> Job:

@@ -22,7 +22,7 @@ from tf_mlm.training.callbacks.stop_signals import StopSignals
 from tf_mlm.training.job import Job
 
 
-class FitSession:
+class FitContext:
     """One `fit` from `progress` on. A context manager: leaving it closes files and restores signal handlers.
 
     Attributes:
@@ -63,7 +63,7 @@ class FitSession:
             self._checkpoints,  # last: a checkpoint holds what all others have done, and a signal ends the run after it
         ]
 
-    def __enter__(self) -> "FitSession":
+    def __enter__(self) -> "FitContext":
         with contextlib.ExitStack() as stack:
             stack.enter_context(contextlib.closing(self._lines))
             stack.enter_context(self._board)
