@@ -172,6 +172,7 @@ def test_load_fills_encodes_and_evaluates(trained: tuple[tf_mlm.Run, list[Any]])
     assert metrics["loss"] == pytest.approx(min(row["val_loss"] for row in run.history), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_training_in_a_thread_works(tensorflow: None, tmp_path: Path) -> None:
     """As a notebook server or a web service does it. Signals can be handled in the main thread only."""
     (tmp_path / "tiny.toml").write_text(TINY)

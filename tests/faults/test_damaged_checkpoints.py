@@ -65,6 +65,7 @@ def assert_resumes_from_the_one_before(folder: Path, uninterrupted: Path, capsys
     assert_same_run(folder / "RUN", uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_flipped_byte_in_its_newest_checkpoint_resumes_from_the_one_before(
     finished_run: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -87,6 +87,7 @@ def assert_run_survives_full_disk(
     assert_same_run(run, uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_disk_full_at_a_checkpoint(finished_run: Path, disk: Disk, capsys: pytest.CaptureFixture[str]) -> None:
     assert_run_survives_full_disk(disk, finished_run, capsys, checkpoint_of_step_18)
 

@@ -238,7 +238,11 @@ def state_of(model: Any) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("spoiled", SPOILED)
-@pytest.mark.parametrize("options", [{}, {"accumulate_steps": 3, "clip_norm": 1.0}, {"jit_compile": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"accumulate_steps": 3, "clip_norm": 1.0}, pytest.param({"jit_compile": True}, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_a_non_finite_step_changes_only_the_number_of_steps(
     monkeypatch: pytest.MonkeyPatch, spoiled: str, options: dict[str, Any]
 ) -> None:
@@ -328,7 +332,8 @@ def test_a_resumed_fit_runs_the_remaining_steps_and_the_next_fit_starts_over() -
     assert seen == [("epoch", 8), ("batch", 0), ("batch", 1)]
 
 
-@pytest.mark.parametrize("model_type", ["distilbert", pytest.param("albert", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", ["distilbert", "albert"])
 def test_the_step_compiled_by_xla_is_the_same_step(model_type: str) -> None:
     config = tiny_config(model_type, dropout=0.2)
     config.n_layers = 1  # compiling is what takes long
@@ -463,6 +468,7 @@ def mirrored(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_step_on_two_devices_is_the_step_on_one(mirrored: dict[str, Any]) -> None:
     """Nearly all labels are on the first device: the mean of two means would give another step."""
     assert mirrored["replicas"] == 2
@@ -473,21 +479,25 @@ def test_a_step_on_two_devices_is_the_step_on_one(mirrored: dict[str, Any]) -> N
     assert all(metrics == pytest.approx(single, rel=1e-6) for metrics in others)
 
 
+@pytest.mark.slow
 def test_two_devices_drop_different_activations(mirrored: dict[str, Any]) -> None:
     assert mirrored["seeds"] == [[0, 17], [2**40, 17]]
     assert mirrored["dropout"] > 1e-2 * mirrored["largest"]
 
 
+@pytest.mark.slow
 def test_a_non_finite_loss_on_one_device_skips_the_update_on_both(mirrored: dict[str, Any]) -> None:
     assert mirrored["bad"][0] > 0
     assert mirrored["changed"] == ["optimizer/0"]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_two_devices_is_restored(mirrored: dict[str, Any]) -> None:
     assert mirrored["restored"]
     assert mirrored["restored_loss"] == mirrored["metrics"][1]
 
 
+@pytest.mark.slow
 def test_fit_on_two_devices_gives_the_numbers_of_one(mirrored: dict[str, Any]) -> None:
     """A callback reads the sums of the metrics within the epochs; on two devices `float(metric.total)` is an error."""
     one, two = mirrored["fitted"]["one"], mirrored["fitted"]["two"]

@@ -268,6 +268,7 @@ def test_a_run_stopped_at_any_place_and_resumed_equals_one_never_stopped(
     assert (weights(run), (run / "metrics.jsonl").read_bytes()) == before
 
 
+@pytest.mark.slow
 def test_the_seconds_of_an_epoch_count_those_before_it_was_interrupted(tmp_path: Path) -> None:
     from tf_mlm.training.callbacks import checkpoints, metrics_log
 
@@ -556,6 +557,7 @@ def test_after_too_many_bad_steps_in_a_row_the_run_goes_back_once_and_on_with_th
     assert pipeline.steps_per_epoch(155, 16) == STEPS_PER_EPOCH
 
 
+@pytest.mark.slow
 def test_the_second_time_the_run_ends_with_3_and_names_step_and_examples(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
