@@ -51,7 +51,20 @@ def test_half_a_last_line_and_unknown_keys_are_ignored(tmp_path: Path) -> None:
     assert read_events(path) == (StepEvent(step=10),)
 
 
-@pytest.mark.parametrize("line", ['{"event": "st', "[]", '{"event": "other"}', '{"event": "step", "step": "ten"}', "1"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"event": "st',
+        "[]",
+        "1",
+        '{"event": "other"}',
+        '{"event": "step", "step": "ten"}',
+        '{"event": "start", "schedule": "fast"}',
+        '{"event": "start", "fills": [[1]]}',
+        '{"event": "end", "rolled_back": [1]}',
+        '{"event": "epoch", "val_loss": [1]}',
+    ],
+)
 def test_a_damaged_line_is_refused_with_its_number(tmp_path: Path, line: str) -> None:
     (tmp_path / "metrics.jsonl").write_text(f'{{"event": "start"}}\n{line}\n{{"event": "end"}}\n')
     with pytest.raises(Refused, match=r"metrics.jsonl: line 2 is damaged: .*; start a new run$"):

@@ -8,8 +8,11 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Self
+
+from pydantic import TypeAdapter, ValidationError
 
 from tf_mlm.errors import Refused
 from tf_mlm.json_text import dump_json
@@ -58,18 +61,15 @@ class Event:
             ValueError: a value has the wrong type.
         """
         known = {each.name for each in fields(cls)} - {"validation"}
-        for name, value in values.items():
-            is_number = value is None or isinstance(value, int | float)
-            if (
-                name not in ("event", "fills", "sequences", "schedule", "rolled_back")
-                and name in known
-                and not is_number
-            ):
-                raise ValueError(f"{name} = {value!r} is not a number")
+        arguments = {name: value for name, value in values.items() if name in known}
         validation = {
             metric.name: values[_VALIDATION + metric.name] for metric in METRICS if _VALIDATION + metric.name in values
         }
-        return cls(**{name: values[name] for name in known if name in values}, validation=validation or None)
+        try:
+            return _adapter(cls).validate_python(arguments | {"validation": validation or None})
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +80,7 @@ class StartEvent(Event):
         unigram_entropy: of the training text, in nats a token.
         mlm_probability: share of the tokens masked in training.
         validation_mlm_probability: share of the tokens masked in validation.
+        schedule: (step, learning rate) at some steps of the training, counted from 1.
         matmul_peak_tokens_per_second: speed of the matrix products of a step alone; None where not measured.
     """
 
@@ -229,6 +230,11 @@ class Events(tuple[Event, ...]):
         """Whether the last `patience` epochs are all no better than one before them; False where patience is 0."""
         losses = [math.inf if event.val_loss is None else event.val_loss for event in self.epochs]
         return 0 < patience < len(losses) and min(losses[-patience:]) >= min(losses[:-patience])
+
+
+@cache
+def _adapter(kind: type[Event]) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def finite_or_none(value: float | None) -> float | None:
