@@ -8,7 +8,6 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -66,7 +65,7 @@ class Event:
             metric.name: values[_VALIDATION + metric.name] for metric in METRICS if _VALIDATION + metric.name in values
         }
         try:
-            return _adapter(cls).validate_python(arguments | {"validation": validation or None})
+            return _ADAPTERS[cls].validate_python(arguments | {"validation": validation or None})
         except ValidationError as error:
             first = error.errors()[0]
             raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
@@ -176,6 +175,7 @@ class NonFiniteEvent(Event):
 _KINDS: dict[str, type[Event]] = {
     kind.kind: kind for kind in (StartEvent, StepEvent, EpochEvent, EndEvent, NonFiniteEvent)
 }
+_ADAPTERS: dict[type[Event], TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in _KINDS.values()}
 
 
 class Events(tuple[Event, ...]):
@@ -230,11 +230,6 @@ class Events(tuple[Event, ...]):
         """Whether the last `patience` epochs are all no better than one before them; False where patience is 0."""
         losses = [math.inf if event.val_loss is None else event.val_loss for event in self.epochs]
         return 0 < patience < len(losses) and min(losses[-patience:]) >= min(losses[:-patience])
-
-
-@cache
-def _adapter(kind: type[Event]) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
 
 
 def finite_or_none(value: float | None) -> float | None:
