@@ -93,7 +93,7 @@ def test_a_config_is_immutable() -> None:
 # --- what is written back
 
 
-def test_what_is_dumped_is_loaded_back_and_every_setting_has_its_comment(tmp_path: Path) -> None:
+def test_a_dumped_config_loads_back_and_every_setting_has_its_comment(tmp_path: Path) -> None:
     config = Config(
         model=ModelConfig(name="", dim=60, n_heads=5),
         data=DataConfig(dataset="a\nb \"c\" 'd' # \\ \x7f é", document="paragraph", validation_split=""),
@@ -356,7 +356,7 @@ def test_no_text_on_the_command_line_ends_otherwise_than_in_a_refusal(text: str)
     assert str(refused.value).isprintable()
 
 
-def test_a_fault_of_the_file_is_laid_to_the_file_when_the_command_line_sets_something_else(tmp_path: Path) -> None:
+def test_an_error_in_the_file_names_the_file_if_the_command_line_sets_something_else(tmp_path: Path) -> None:
     message = refusal(tmp_path, "[data]\nsequence_length = 7", {"training.epochs": "3"})
     assert message == "my.toml: data.sequence_length = 7: should be greater than or equal to 8 (tokens in a sequence)"
 
@@ -405,7 +405,7 @@ def test_a_flag_is_suggested_by_its_letters_initials_or_spelling(
     assert suggest(name, known) == match
 
 
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
+def test_a_directory_is_refused_as_a_config(tmp_path: Path) -> None:
     with pytest.raises(Refused) as refused:
         load_config(tmp_path)
     assert str(refused.value) == f"--config: {tmp_path}: cannot be read: Is a directory"

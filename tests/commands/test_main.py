@@ -111,7 +111,7 @@ assert not {"tensorflow", "transformers", "datasets"} & sys.modules.keys()
         assert flag in result.stdout
 
 
-def test_printed_settings_load_back_with_what_the_flags_said(capsys: Capture) -> None:
+def test_printed_settings_load_back_with_the_values_of_the_flags(capsys: Capture) -> None:
     flags = [
         "--epochs",
         "7",
@@ -130,7 +130,7 @@ def test_printed_settings_load_back_with_what_the_flags_said(capsys: Capture) ->
     assert config.optimizer == Config().optimizer
 
 
-def test_a_flag_stands_above_the_file_and_the_file_above_the_default(capsys: Capture) -> None:
+def test_a_flag_overrides_the_file_and_the_file_the_default(capsys: Capture) -> None:
     Path("some.toml").write_text("[training]\nepochs = 5\nbatch_size = 24\n")
     assert train_main(["--config", "some.toml", "--epochs", "6", "--print-config"]) == 0
     Path("printed.toml").write_text(capsys.readouterr().out)
@@ -161,7 +161,7 @@ def test_a_truth_value_needs_no_value_and_takes_one(capsys: Capture) -> None:
         (["--config", "two\nlines.toml"], ["no such file"]),
     ],
 )
-def test_a_flag_that_is_none_is_refused_with_the_nearest(
+def test_an_unknown_flag_is_refused_with_the_nearest_known_one(
     capsys: Capture, arguments: list[str], words: list[str]
 ) -> None:
     line = refusal(capsys, train_main, *arguments)
@@ -169,7 +169,7 @@ def test_a_flag_that_is_none_is_refused_with_the_nearest(
         assert word in line
 
 
-def test_a_command_that_is_none_is_refused_with_those_that_are(capsys: Capture) -> None:
+def test_an_unknown_command_is_refused_with_the_known_ones(capsys: Capture) -> None:
     line = refusal(capsys, main, "evaluat", "RUN")
     assert "evaluat" in line and "fill-mask" in line and "export" in line
     assert "--datset" in refusal(capsys, main, "evaluate", "RUN", "--datset", "x")
@@ -271,9 +271,7 @@ def test_a_tokenizer_without_a_mask_is_refused(capsys: Capture, copied_model: Pa
     assert "no mask token" in refusal(capsys, train_main, "--model", copied_model, "--dataset", reviews)
 
 
-def test_what_only_the_hub_has_is_refused_off_line_and_never_replaced(
-    capsys: Capture, model: Path, reviews: Path
-) -> None:
+def test_a_name_on_the_hub_is_refused_offline_and_never_replaced(capsys: Capture, model: Path, reviews: Path) -> None:
     cases: list[tuple[list[str | Path], str]] = [
         (["--model", "someone/model", "--dataset", reviews], "model.name = 'someone/model'"),
         (["--model", model, "--dataset", "someone/texts"], "data.dataset = 'someone/texts'"),
@@ -286,7 +284,7 @@ def test_what_only_the_hub_has_is_refused_off_line_and_never_replaced(
             assert way_on in line
 
 
-def test_out_of_memory_is_one_line_with_the_way_on(capsys: Capture) -> None:
+def test_out_of_memory_is_reported_in_one_line_with_the_remedy(capsys: Capture) -> None:
     def run_out(arguments: list[str]) -> None:
         raise MemoryError
 
@@ -331,7 +329,7 @@ def test_resume_needs_an_unfinished_run(capsys: Capture, finished_run: Path) -> 
 # The bare default off-line
 
 
-def test_the_bare_default_off_line_is_the_sample_with_a_banner_before_and_after(
+def test_the_default_job_offline_is_the_sample_with_a_banner_before_and_after(
     capsys: Capture, tensorflow: None
 ) -> None:
     assert train_main(["--epochs", "4", "--plan"]) == 0
@@ -356,7 +354,7 @@ def test_a_refusal_after_tensorflow_was_imported_leaves_one_line_on_stderr() -> 
 
 
 @pytest.mark.slow
-def test_the_bare_default_off_line_trains_the_sample_and_goes_on_with_it_when_resumed() -> None:
+def test_the_default_job_offline_trains_the_sample_and_resumes_it() -> None:
     command: list[str | Path] = [sys.executable, ROOT / "train.py", "--epochs", "1", "--output-dir", "RUN", "--resume"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
@@ -369,7 +367,7 @@ def test_the_bare_default_off_line_trains_the_sample_and_goes_on_with_it_when_re
 
 
 @pytest.mark.slow
-def test_a_run_without_a_name_of_its_own_is_named_after_its_config_and_says_sample() -> None:
+def test_the_default_run_directory_is_named_after_the_config() -> None:
     environment = os.environ | {"TF_NUM_INTRAOP_THREADS": "2"}
     command: list[str | Path] = [sys.executable, ROOT / "train.py", "--epochs", "1"]
     assert subprocess.run(command, env=environment).returncode == 0
@@ -403,7 +401,7 @@ def test_fill_mask_refuses_text_without_a_mask_or_too_long(capsys: Capture, fini
     assert main(["fill-mask", str(model), "A [MASK].", "--top-k", str(10**12)]) == 0
 
 
-def test_fill_mask_says_what_is_missing(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fill_mask_reports_a_missing_argument(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no model; pass a run directory" in refusal(capsys, main, "fill-mask")
     assert "expected 2 arguments" in refusal(capsys, main, "fill-mask", "--compare", "A")
     assert "unknown flag --topk; did you mean '--top-k'?" in refusal(

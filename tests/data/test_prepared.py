@@ -29,7 +29,7 @@ def corpus(train: list[str], validation: list[str]) -> Corpus:
     )
 
 
-def test_the_facts_count_documents_tokens_sequences_and_what_was_dropped(
+def test_the_facts_count_documents_tokens_sequences_and_dropped_documents(
     cache: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     train = ["10 11 12 13 14 15"] * 4 + ["", "10"]  # 4 × 8 + 3 tokens

@@ -72,7 +72,7 @@ def refusal(capsys: pytest.CaptureFixture[str], run: Path, output: Path, kind: s
 
 
 @pytest.mark.parametrize(("kind", "module"), [("tflite", "ai_edge_litert.interpreter"), ("onnx", "tf2onnx")])
-def test_a_missing_extra_is_one_line_with_the_way_on(
+def test_a_missing_extra_is_reported_in_one_line_with_the_remedy(
     kind: str, module: str, finished_run: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
@@ -112,7 +112,7 @@ def test_logits_that_are_not_the_models_are_refused_and_nothing_remains(
     assert "the converted model's logits differ from the model's by " in line
 
 
-def test_what_a_converter_cannot_do_is_one_line_and_nothing_remains(
+def test_a_failed_conversion_prints_one_line_and_leaves_no_files(
     stand_in: Any, finished_run: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import tensorflow as tf

@@ -231,7 +231,7 @@ def tokenize(trained_cased: Any) -> Any:
 
 @settings(max_examples=50, deadline=None)
 @given(texts=st.lists(st.one_of(st.binary(max_size=6), st.text(max_size=6).map(str.encode)), min_size=1, max_size=20))
-def test_what_is_not_strict_utf8_is_told_and_leaves_the_others_as_they_are(
+def test_invalid_utf8_is_reported_and_does_not_affect_the_other_texts(
     tokenize: Any, trained_cased: Any, texts: list[bytes]
 ) -> None:
     def decoded(text: bytes) -> str | None:
@@ -374,7 +374,7 @@ def test_a_tokenizer_that_cannot_be_in_the_graph_has_a_reason(
     assert reason in why_not_in_graph(PreTrainedTokenizerFast(tokenizer_object=build(), **special))
 
 
-def test_marks_of_one_class_are_no_reason(tensorflow: None) -> None:
+def test_marks_of_one_class_are_supported(tensorflow: None) -> None:
     """Their order is that of the text, as it is for a mark that the normalizer drops."""
     from transformers import PreTrainedTokenizerFast
 

@@ -107,7 +107,7 @@ def assert_fills(answers: dict[str, np.ndarray], stock: tuple[Any, Any], texts: 
         assert (answers["tokens"][row, masks:] == b"").all()
 
 
-def test_where_there_is_only_tensorflow_the_answers_are_those_of_the_model(
+def test_with_tensorflow_alone_the_answers_are_those_of_the_model(
     finished_run: Path, stock: tuple[Any, Any], tmp_path: Path
 ) -> None:
     fills, logits = serve_elsewhere(
@@ -155,7 +155,7 @@ def call_with_ids(signature: Any, rows: slice = slice(None), length: int = 6) ->
     return {name: output.numpy() for name, output in signature(input_ids=ids, attention_mask=mask).items()}
 
 
-def test_encode_gives_the_last_hidden_states_and_their_mean_over_what_is_no_padding(
+def test_encode_gives_the_last_hidden_states_and_their_mean_without_padding(
     signatures: Any, stock: tuple[Any, Any]
 ) -> None:
     hidden = stock[0].distilbert(input_ids=INPUT_IDS, attention_mask=ATTENTION_MASK)[0].numpy()
@@ -167,7 +167,7 @@ def test_encode_gives_the_last_hidden_states_and_their_mean_over_what_is_no_padd
 
 
 @pytest.mark.parametrize("signature", ["encode", "logits"])
-def test_what_is_padding_has_no_part_in_the_others(signatures: Any, signature: str) -> None:
+def test_padding_does_not_affect_the_other_positions(signatures: Any, signature: str) -> None:
     name = {"encode": "last_hidden_state", "logits": "logits"}[signature]
     whole = call_with_ids(signatures[signature])[name]
     alone = call_with_ids(signatures[signature], slice(1, 2), 4)[name]
@@ -177,7 +177,7 @@ def test_what_is_padding_has_no_part_in_the_others(signatures: Any, signature: s
 # What a user of fill_mask meets.
 
 
-def test_a_text_is_answered_the_same_whatever_is_in_the_batch(fill_mask: Any) -> None:
+def test_a_text_has_the_same_answer_in_any_batch(fill_mask: Any) -> None:
     together = fill_mask(TEXTS)
     for row, text in enumerate(TEXTS):
         alone = fill_mask([text])
@@ -215,7 +215,7 @@ def test_filled_is_the_text_as_given_with_the_best_candidates_in_it(fill_mask: A
         assert filled == text
 
 
-def test_a_piece_that_goes_on_with_a_word_is_joined_to_it(tensorflow: None) -> None:
+def test_a_piece_that_continues_a_word_is_joined_to_it(tensorflow: None) -> None:
     import tensorflow as tf
 
     from tf_mlm.export.saved_model import _fill
@@ -274,7 +274,7 @@ def test_k_has_a_default_for_those_who_serve(finished_run: Path, signatures: Any
     assert set(signatures) == {"serving_default", "fill_mask", "encode", "logits"}
 
 
-def test_the_weights_are_there_once(finished_run: Path) -> None:
+def test_the_weights_are_saved_once(finished_run: Path) -> None:
     import safetensors.numpy
 
     arrays = safetensors.numpy.load_file(finished_run / "model" / "model.safetensors")
@@ -286,7 +286,7 @@ def test_the_weights_are_there_once(finished_run: Path) -> None:
     assert strings.stat().st_size < 4_000_000 and largest > 30_000  # nor as constants of the graph
 
 
-def test_no_call_traces_anew(fill_mask: Any, signatures: Any) -> None:
+def test_no_call_traces_again(fill_mask: Any, signatures: Any) -> None:
     before = signatures["fill_mask"]
     for texts in (["a [MASK]"], ["a [MASK] b [MASK]"] * 3, []):
         fill_mask(texts)

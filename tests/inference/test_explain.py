@@ -64,7 +64,7 @@ def test_guesses_and_losses_are_those_of_the_stock_model_on_the_masked_sentence(
     assert lines["mean"] == [f"{mean:.3f} nats over {len(losses)} predicted tokens: perplexity {math.exp(mean):.2f}"]
 
 
-def test_the_seed_decides_what_is_masked(trained: tuple[Any, Any]) -> None:
+def test_the_seed_decides_which_tokens_are_masked(trained: tuple[Any, Any]) -> None:
     masked = [explain(trained, SENTENCE, seed)["mask"] for seed in (0, 0, 1)]
     assert masked[0] == masked[1] != masked[2]
 

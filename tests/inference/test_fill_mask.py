@@ -122,7 +122,7 @@ def test_all_masks_are_filled_one_at_a_time_most_confident_first() -> None:
 
 
 @pytest.mark.parametrize("sentence", [SENTENCE, "[MASK][MASK]\t[MASK]s", "Ünï [MASK] 北京"])
-def test_a_saved_model_gives_what_its_run_gives(finished_run: Path, trained: tuple[Any, Any], sentence: str) -> None:
+def test_a_saved_model_gives_the_fills_of_its_run(finished_run: Path, trained: tuple[Any, Any], sentence: str) -> None:
     from tf_mlm.inference.fill_mask import fill_masks, load_served_filler
 
     served = load_served_filler(str(finished_run / "saved_model"))(sentence, 5)

@@ -64,7 +64,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_what_is_loaded_is_what_was_saved(tmp_path: Path) -> None:
+def test_a_saved_checkpoint_is_loaded(tmp_path: Path) -> None:
     save(tmp_path / "checkpoints", 7)
     progress, arrays = load(tmp_path / "checkpoints")
     assert progress == progress_at(7)
@@ -96,7 +96,7 @@ def test_a_step_saved_twice_is_that_of_the_second_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [lambda path: None, Path.mkdir])
-def test_no_checkpoint_is_none(tmp_path: Path, make: Callable[[Path], object]) -> None:
+def test_no_checkpoint_loads_as_none(tmp_path: Path, make: Callable[[Path], object]) -> None:
     make(tmp_path / "checkpoints")
     assert load_checkpoint(tmp_path / "checkpoints", "mine") is None
 
@@ -153,9 +153,7 @@ def test_no_flipped_bit_of_the_state_gives_another_state(tmp_path: Path, capsys:
     assert len(capsys.readouterr().out.splitlines()) == passed_over
 
 
-def test_with_all_damaged_the_run_is_refused_and_not_begun_anew(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_with_only_damaged_checkpoints_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(tmp_path, 4, 5)
     for path in tmp_path.iterdir():
         (path / "state.json").unlink()
@@ -174,7 +172,7 @@ def test_a_checkpoint_of_another_version_of_the_package_is_passed_over(
     assert capsys.readouterr().out.startswith("checkpoint step-0000000006 is damaged and skipped: ")
 
 
-def test_what_a_kill_left_half_written_is_no_checkpoint(tmp_path: Path) -> None:
+def test_a_temporary_directory_is_not_a_checkpoint(tmp_path: Path) -> None:
     save(tmp_path, 4)
     half = tmp_path / ".step-0000000009.x1y2.tmp"
     half.mkdir()
@@ -202,7 +200,7 @@ def test_damaged_checkpoints_of_later_steps_go_and_are_not_kept_in_place_of_soun
     assert names(tmp_path) == ["step-0000000005"]
 
 
-def test_a_run_goes_back_to_before_its_bad_steps_where_it_can(tmp_path: Path) -> None:
+def test_a_run_rolls_back_to_a_checkpoint_before_its_bad_steps(tmp_path: Path) -> None:
     save(tmp_path, 4)
     between = replace(progress_at(5), bad_steps=1, skipped_steps=3)
     save_checkpoint(tmp_path, between, variables_at(5), keep=2)
@@ -233,7 +231,7 @@ def test_the_best_model_goes_with_its_checkpoint(tmp_path: Path) -> None:
     assert not model.exists()
 
 
-def test_the_data_are_ahead_by_what_a_run_that_went_back_left_out(tmp_path: Path) -> None:
+def test_the_next_batch_is_ahead_by_the_batches_that_a_rollback_skipped(tmp_path: Path) -> None:
     progress = replace(progress_at(5), rolled_back=(9, 4))
     assert (progress_at(5).next_batch, progress.next_batch) == (5, 10)
     save_checkpoint(tmp_path, progress, variables_at(5), keep=2)

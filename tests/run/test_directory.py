@@ -45,7 +45,7 @@ def refusal(call: Callable[[Any], object], argument: object) -> str:
 # Creating and opening
 
 
-def test_what_killed_runs_left_half_written_is_swept_when_the_run_is_opened(tmp_path: Path) -> None:
+def test_opening_a_run_removes_the_temporary_files_of_killed_runs(tmp_path: Path) -> None:
     run = begin(tmp_path / "run", StartEvent())
     run.write_environment({"curve": "plots/run.png"})
     run.release()
@@ -65,7 +65,7 @@ def test_what_killed_runs_left_half_written_is_swept_when_the_run_is_opened(tmp_
     assert all(path.exists() for path in others)
 
 
-def test_a_run_killed_while_its_first_file_was_written_can_be_started_anew(tmp_path: Path) -> None:
+def test_a_run_killed_while_it_wrote_its_first_file_can_be_started_again(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".lock").touch()
     (tmp_path / "run" / ".config.toml.x1y2.tmp").touch()
@@ -111,13 +111,13 @@ def test_a_folder_that_may_not_be_written_is_refused(tmp_path: Path) -> None:
     assert "cannot be written: Permission denied" in refusal(RunDirectory.create, tmp_path / "locked" / "run")
 
 
-def test_there_is_nothing_to_resume_where_there_is_no_run(tmp_path: Path) -> None:
+def test_a_directory_without_a_run_cannot_be_resumed(tmp_path: Path) -> None:
     assert "is not a run directory (it has no config.toml)" in refusal(RunDirectory.open, tmp_path)
     assert "is not a run directory (it has no config.toml)" in refusal(RunDirectory.open, tmp_path / "nothing")
     assert os.listdir(tmp_path) == []
 
 
-def test_what_a_refused_run_made_is_removed_and_nothing_else(tmp_path: Path) -> None:
+def test_only_the_files_of_a_refused_run_are_removed(tmp_path: Path) -> None:
     run = begin(tmp_path / "run")
     run.write_environment({})
     run.discard()
@@ -131,7 +131,7 @@ def test_what_a_refused_run_made_is_removed_and_nothing_else(tmp_path: Path) -> 
     assert os.listdir(tmp_path / "empty") == []  # made by its owner, and left to them
 
 
-def test_a_disk_with_too_little_room_is_refused_and_what_is_there_counts(
+def test_a_disk_that_is_too_small_is_refused_and_written_files_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = begin(tmp_path / "run")
@@ -143,7 +143,7 @@ def test_a_disk_with_too_little_room_is_refused_and_what_is_there_counts(
     assert directory.describe_bytes(3 * 2**29) == "1.5 GiB"
 
 
-def test_room_is_asked_of_the_nearest_folder_that_is_there(tmp_path: Path) -> None:
+def test_free_space_is_that_of_the_nearest_existing_parent(tmp_path: Path) -> None:
     assert directory.free_bytes(tmp_path / "a" / "b") == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.1)
 
 
@@ -197,7 +197,7 @@ def test_events_beyond_the_checkpoint_are_cut(tmp_path: Path) -> None:
     assert run.read_events() == ()
 
 
-def test_nothing_to_cut_is_no_error(tmp_path: Path) -> None:
+def test_cutting_a_missing_file_does_nothing(tmp_path: Path) -> None:
     begin(tmp_path / "run").cut_events(0)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 

@@ -94,7 +94,7 @@ def test_summary_compares_before_with_the_best_epoch() -> None:
         assert row in rows
 
 
-def test_data_environment_and_examples_are_told() -> None:
+def test_the_card_has_data_environment_and_examples() -> None:
     card = build_model_card(_report())
     rows = _rows(card)
     assert ["Training", "25,000", "7,812,345", "7,812,345", "61,034", "3,000"] in rows
@@ -108,12 +108,12 @@ def test_data_environment_and_examples_are_told() -> None:
     assert "(loss.png)" in card
 
 
-def test_tokens_that_went_missing_would_show() -> None:
+def test_missing_tokens_show_in_the_card() -> None:
     card = build_model_card(_report(data=DATA | {"train_tokens_packed": 7_812_000}))
     assert ["Training", "25,000", "7,812,345", "7,812,000", "61,034", "3,000"] in _rows(card)
 
 
-def test_every_setting_has_its_row_and_the_derived_steps_theirs() -> None:
+def test_every_setting_and_derived_number_of_steps_has_a_row() -> None:
     rows = {row[0]: row[1] for row in _rows(build_model_card(_report(config=_config(optimizer__learning_rate="3e-4"))))}
     for name in setting_fields():
         assert f"`{name}`" in rows
@@ -126,7 +126,7 @@ def test_every_setting_has_its_row_and_the_derived_steps_theirs() -> None:
     assert rows["`model.vocab_size`"] == "8000"
 
 
-def test_front_matter_is_what_the_hub_reads() -> None:
+def test_the_front_matter_is_valid_on_the_hub() -> None:
     card = build_model_card(_report())
     front = _front_matter(card)
     assert front["base_model"] == "distilbert-base-uncased"
@@ -174,7 +174,7 @@ def test_validation_split_is_named_only_where_it_is_one() -> None:
     assert "(5%) are held out at random" in build_model_card(report)
 
 
-def test_no_local_path_is_told() -> None:
+def test_the_card_has_no_local_path() -> None:
     config = _config(model__name="/home/someone/models/minilm", data__dataset="/home/someone/private/reviews/")
     card = build_model_card(_report(config=config))
     assert "someone" not in card
@@ -183,7 +183,7 @@ def test_no_local_path_is_told() -> None:
     assert _front_matter(card)["model-index"][0]["results"][0]["dataset"]["name"] == "reviews"
 
 
-def test_where_the_weights_came_from_is_told() -> None:
+def test_the_card_names_the_origin_of_the_weights() -> None:
     assert "A new DistilBERT with a new vocabulary," in build_model_card(_report(config=_config(model__name="")))
     assert "with random weights, trained" in build_model_card(_report(config=_config(model__from_config="true")))
     assert "the built-in sample corpus" in build_model_card(_report(config=_config(data__dataset="sample")))

@@ -81,7 +81,7 @@ def test_each_curve_has_one_value_a_step(write: Write) -> None:
     assert write([], [START, *STEPS, EPOCH, END]) == EXPECTED
 
 
-def test_a_resumed_run_writes_its_events_anew_and_none_twice(write: Write) -> None:
+def test_a_resumed_run_writes_every_event_once(write: Write) -> None:
     write([], [START, *STEPS])
     assert write([START, *STEPS], [EPOCH, END]) == EXPECTED
 

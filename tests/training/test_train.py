@@ -207,7 +207,7 @@ def test_the_folder_for_the_hub_is_the_model_with_a_card_that_holds_there(
     assert "'token_str'" in capsys.readouterr().out
 
 
-def test_what_is_no_finished_run_has_no_card_to_publish(
+def test_only_a_finished_run_is_published(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(finished_run, tmp_path / "RUN")
@@ -346,7 +346,7 @@ sys.exit(train_main(sys.argv[1:]))
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_from_its_last_checkpoint_to_the_same_end(finished_run: Path, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_from_its_last_checkpoint_and_ends_equal(finished_run: Path, tmp_path: Path) -> None:
     """Also: the same command in two processes gives the same numbers."""
     shutil.copy(finished_run.parent / "tiny.toml", tmp_path)
     flags = ["--config", "tiny.toml", "--output-dir", "RUN", "--resume", "--checkpoint.every_steps", "3"]
@@ -528,7 +528,7 @@ def test_steps_that_are_not_finite_are_left_out_and_counted_also_where_the_run_i
     )
 
 
-def test_after_too_many_bad_steps_in_a_row_the_run_goes_back_once_and_on_with_the_data_behind(
+def test_after_too_many_consecutive_bad_steps_the_run_rolls_back_and_skips_their_batches(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from tf_mlm.data import pipeline
@@ -711,7 +711,7 @@ sys.exit(train_main(sys.argv[1:]))
 
 
 @pytest.mark.slow
-def test_a_second_ctrl_c_stops_at_once_and_the_run_goes_on_from_the_checkpoint_before(tmp_path: Path) -> None:
+def test_a_second_ctrl_c_stops_at_once_and_the_run_resumes_from_the_last_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(TINY)
     flags = ["--config", "tiny.toml", "--output-dir", "RUN"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
