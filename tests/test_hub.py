@@ -66,8 +66,8 @@ def test_a_file_has_one_absolute_path_for_any_way_to_write_it(tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     written = ("a.txt", "./a.txt", "~/a.txt", "b/../a.txt", str(tmp_path / "a.txt"))
-    assert {hub.absolute_path(name) for name in written} == {str(tmp_path / "a.txt")}
-    assert hub.absolute_path("owner/name") == hub.absolute_path("") == ""
+    assert {hub.Source.of(name).absolute_path for name in written} == {str(tmp_path / "a.txt")}
+    assert hub.Source.of("owner/name").absolute_path == hub.Source.of("").absolute_path == ""
 
 
 # --- connection

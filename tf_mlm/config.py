@@ -9,6 +9,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails
 
 from tf_mlm.errors import Refused
+from tf_mlm.hub import Source
 
 _RECIPE_FOLDERS = (Path(__file__).parent.parent / "configs", Path(__file__).parent / "configs")  # checkout, wheel
 _FORBID = ConfigDict(extra="forbid")
@@ -47,6 +49,11 @@ class ModelConfig:
     hidden_dim: int = _setting(3072, "new models only: size of the feed-forward layers", ge=1)
     dropout: float = _setting(0.1, "new models only: dropout rate", ge=0, lt=1)
 
+    @cached_property
+    def source(self) -> Source:
+        """Where `name` is: a local path or the Hub, decided once."""
+        return Source.of(self.name)
+
 
 @dataclass(frozen=True, config=_FORBID)
 class DataConfig:
@@ -74,6 +81,11 @@ class DataConfig:
     streaming: bool = _setting(
         False, "read only the beginning of a Hub dataset, as far as the numbers of sequences need"
     )
+
+    @cached_property
+    def source(self) -> Source:
+        """Where `dataset` is: a local path or the Hub, decided once. The sample is neither."""
+        return Source.of(self.dataset)
 
 
 @dataclass(frozen=True, config=_FORBID)

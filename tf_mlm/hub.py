@@ -42,11 +42,10 @@ class Source:
         """`name` is a path if it exists or is written like one; `owner/name` and `name` are names on the Hub."""
         return cls(name, Path(name).expanduser() if is_local(name) else None)
 
-
-def absolute_path(name: str) -> str:
-    """The absolute path of a local name; "" for a name on the Hub and for ""."""
-    path = Source.of(name).path
-    return os.path.abspath(path) if name and path is not None else ""
+    @property
+    def absolute_path(self) -> str:
+        """The absolute path; "" for a name on the Hub and for ""."""
+        return os.path.abspath(self.path) if self.name and self.path is not None else ""
 
 
 def is_local(name: str) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 from tf_mlm.commands.libraries import start_libraries
 from tf_mlm.config import Config, dump_config, find_recipe, load_config, setting_fields
 from tf_mlm.errors import HubOutOfReach, Refused
-from tf_mlm.hub import absolute_path
+from tf_mlm.hub import Source
 
 NAME = "train"
 DESCRIPTION = "Adapt a masked language model to a text. Settings: defaults < --config < the flags given."
@@ -161,8 +161,8 @@ def _with_stored_paths(config: Config, stored: Config, run: Any) -> Config:
     """`config` with the paths as the run's config has them, where both mean the same file."""
     located = run.locate(stored)
     name, dataset = (
-        typed_before if given != typed_before and absolute_path(given) == absolute_path(recorded) != "" else given
-        for given, typed_before, recorded in (
+        before if Source.of(given).absolute_path == Source.of(recorded).absolute_path != "" else given
+        for given, before, recorded in (
             (config.model.name, stored.model.name, located.model.name),
             (config.data.dataset, stored.data.dataset, located.data.dataset),
         )

@@ -160,7 +160,7 @@ class _Table:
 
 def _load_table(config: DataConfig, wanted: set[str] | None) -> _Table:
     """Load the splits in `wanted`, or all splits if it is None; the others stay empty."""
-    source = hub.Source.of(config.dataset)
+    source = config.source
     if config.streaming and (source.path is not None or config.dataset == SAMPLE):
         raise Refused(
             f"data.streaming = true: only Hub datasets can be streamed, and data.dataset = {config.dataset!r} is not "

@@ -41,7 +41,7 @@ class PretrainedModel:
         Raises:
             Refused: it is a path that does not exist.
         """
-        return cls._checked(cls(hub.Source.of(config.name), config.revision, "model.name"))
+        return cls._checked(cls(config.source, config.revision, "model.name"))
 
     @classmethod
     def named(cls, name: str) -> "PretrainedModel":

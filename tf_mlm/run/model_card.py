@@ -11,9 +11,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from tf_mlm import hub
 from tf_mlm.config import Config, load_config, setting_fields
 from tf_mlm.data.masking import VALIDATION_PROBABILITY
+from tf_mlm.hub import Source
 from tf_mlm.model.architectures import ARCHITECTURES
 from tf_mlm.model.metrics import METRICS
 from tf_mlm.run.directory import RunDirectory
@@ -114,14 +114,14 @@ def build_model_card(report: RunReport, for_hub: bool = False) -> str:
 def _front_matter(report: RunReport) -> str:
     config = report.config
     validation = _validation(report.events.best) if report.events.epochs else {}
-    on_hub = _is_hub_dataset(config.data.dataset)
+    on_hub = _is_hub_dataset(config)
     split = config.data.validation_split if on_hub and not report.data.get("held_out") else ""
     results = [
         EvalResult(
             task_type="fill-mask",
             task_name="Masked language modeling",
-            dataset_type=_shown(config.data.dataset),
-            dataset_name=_shown(config.data.dataset),
+            dataset_type=_shown(config.data.source),
+            dataset_name=_shown(config.data.source),
             dataset_config=config.data.config_name or None,
             dataset_split=split or "validation",
             dataset_revision=(on_hub and config.data.revision) or None,
@@ -147,8 +147,8 @@ def _front_matter(report: RunReport) -> str:
 
 def _what_it_is(report: RunReport) -> str:
     config = report.config
-    model, dataset = _shown(config.model.name), _shown(config.data.dataset)
-    if _is_hub_name(config.model.name):
+    model, dataset = _shown(config.model.source), _shown(config.data.source)
+    if _is_on_hub(config.model.source):
         model = f"[{model}](https://huggingface.co/{model})"
     else:
         model = f"the local model {_text(model)}"
@@ -158,7 +158,7 @@ def _what_it_is(report: RunReport) -> str:
         origin = f"The architecture of {model} with random weights,"
     else:
         origin = f"{model[:1].upper()}{model[1:]},"
-    if _is_hub_dataset(config.data.dataset):
+    if _is_hub_dataset(config):
         text = f"the text of [{dataset}](https://huggingface.co/datasets/{dataset})"
     elif config.data.dataset == "sample":
         text = "the built-in sample corpus of tf_mlm"
@@ -348,7 +348,7 @@ def _settings(report: RunReport) -> str:
         section, key = name.split(".")
         value, meaning = getattr(getattr(config, section), key), field.default.description
         if name in ("model.name", "data.dataset"):
-            value = _shown(value)
+            value = _shown(getattr(config, section).source)
         unused = config.model.name and meaning.startswith("new models only")
         rows.append([f"`{name}`", "not used" if unused else _value(value), meaning.replace("|", "\\|")])
     text = "## Settings\n\n" + _table(["Setting", "Value", "Meaning"], rows)
@@ -386,20 +386,20 @@ def _epochs_done(report: RunReport) -> str:
 
 def _starts_from_hub(config: Config) -> bool:
     """Whether training started from weights on the Hub; a config alone is not a base model."""
-    return _is_hub_name(config.model.name) and not config.model.from_config
+    return _is_on_hub(config.model.source) and not config.model.from_config
 
 
-def _is_hub_dataset(name: str) -> bool:
-    return name != "sample" and _is_hub_name(name)
+def _is_hub_dataset(config: Config) -> bool:
+    return config.data.dataset != "sample" and _is_on_hub(config.data.source)
 
 
-def _is_hub_name(name: str) -> bool:
-    return bool(name) and not hub.is_local(name)
+def _is_on_hub(source: Source) -> bool:
+    return bool(source.name) and source.path is None
 
 
-def _shown(name: str) -> str:
+def _shown(source: Source) -> str:
     """A Hub name as it is, a local path by its last part: readers of the card have other directories."""
-    return name if _is_hub_name(name) else re.split(r"[/\\]", name.rstrip("/\\"))[-1]
+    return source.name if _is_on_hub(source) else re.split(r"[/\\]", source.name.rstrip("/\\"))[-1]
 
 
 def _fills(fills: list[tuple[str, float]]) -> str:

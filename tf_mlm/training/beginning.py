@@ -8,7 +8,6 @@ from tf_mlm import runtime
 from tf_mlm.data.corpus import SAMPLE
 from tf_mlm.data.masking import VALIDATION_PROBABILITY
 from tf_mlm.errors import Refused
-from tf_mlm.hub import absolute_path
 from tf_mlm.inference.fill_mask import fill_masks
 from tf_mlm.model.matmul_peak import measure_matmul_peak
 from tf_mlm.model.metrics import LOSS, metric_values
@@ -88,8 +87,8 @@ def _environment(job: Job, progress: Progress) -> dict[str, Any]:
         "new_weights": job.newly_initialized,
         "data": job.data.facts,
         "paths": {
-            "model.name": absolute_path(job.config.model.name),
-            "data.dataset": absolute_path(job.config.data.dataset) if job.config.data.dataset != SAMPLE else "",
+            "model.name": job.config.model.source.absolute_path,
+            "data.dataset": job.config.data.source.absolute_path if job.config.data.dataset != SAMPLE else "",
         },
         "fingerprint": progress.fingerprint,
     }
