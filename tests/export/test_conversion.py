@@ -53,7 +53,9 @@ def test_a_converted_model_gives_the_models_logits_at_any_shape(
     captured = capsys.readouterr()
     assert captured.err == ""
     lines = captured.out.splitlines()
-    assert lines[0] == f"{folder}/model.{kind}, from ids and mask to logits, with config and tokenizer beside it"
+    assert (
+        lines[0] == f"{folder}/model.{kind}: input_ids and attention_mask to logits; config and tokenizer are beside it"
+    )
     assert lines[1].startswith("checked in its runtime: logits within ")
     run = RUNTIMES[kind](folder / f"model.{kind}")
     for texts in (["the film"], ["the film was long", "a story", "the"]):
