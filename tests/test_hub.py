@@ -46,15 +46,6 @@ def test_a_name_that_exists_is_local(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert hub.is_local("stanfordnlp/imdb") and hub.is_local("stanfordnlp") and not hub.is_local("stanfordnlp/other")
 
 
-def test_check_local_expands_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "texts").mkdir()
-    assert hub.check_local("~/texts", "model.name") == tmp_path / "texts"
-    with pytest.raises(Refused) as refused:
-        hub.check_local("~/te\nxts", "model.name")
-    assert str(refused.value) == ("model.name = '~/te\\nxts': no such file or folder; a Hub name is written owner/name")
-
-
 def test_a_source_is_a_path_or_a_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -61,18 +61,6 @@ def label(setting: str, name: str) -> str:
     return name if name.isprintable() else repr(name)
 
 
-def check_local(name: str, setting: str) -> Path:
-    """The path of a local folder or file.
-
-    Raises:
-        Refused: it does not exist.
-    """
-    path = Path(name).expanduser()
-    if not path.exists():
-        raise Refused(f"{setting} = {name!r}: no such file or folder; a Hub name is written owner/name")
-    return path
-
-
 def endpoint() -> str:
     return os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
 

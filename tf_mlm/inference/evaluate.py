@@ -105,7 +105,7 @@ def other_data(config: Config, data: DataConfig) -> Config:
 
 def _own_documents(config: Config) -> ScoredDocuments:
     corpus = load_corpus(config.data, config.training.seed)
-    share = f"the {config.data.validation_fraction:.4g} of {config.data.dataset} held out of training"
+    share = f"the {100 * config.data.validation_fraction:.4g}% of {config.data.dataset} held out of training"
     split = f"split {config.data.validation_split} of {config.data.dataset}, without training documents"
     return ScoredDocuments(
         corpus.validation,
