@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from tf_mlm.commands.libraries import start_libraries
 from tf_mlm.config import Config, DataConfig, ModelConfig, dump_config, find_recipe, load_config
-from tf_mlm.errors import Refused
 from tf_mlm.run.directory import RunDirectory, new_run_path
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ def train(
     resolved = _resolve(config, overrides or {})
     # Created before the libraries are imported, so that a wrong directory is reported at once.
     run = RunDirectory.create(Path(output_dir) if output_dir is not None else new_run_path(name))
-    try:
+    with run.discarded_if_refused():
         start_libraries(resolved)
         import tf_keras as keras
 
@@ -96,12 +95,6 @@ def train(
             train_run(resolved, run, callbacks)
         finally:
             keras.mixed_precision.set_global_policy(policy)  # models that the caller builds next are not affected
-    except Refused:
-        if not run.metrics_path.exists():
-            run.discard()
-        raise
-    finally:
-        run.release()
     return Run(run.path.absolute())
 
 

@@ -122,14 +122,8 @@ def _train_or_resume(config: Config, arguments: argparse.Namespace, overrides: d
     if arguments.plan:
         return plan(config, RunDirectory(path))
     run = RunDirectory.create(path)
-    try:
+    with run.discarded_if_refused():
         train(config, run)
-    except Refused:
-        if not run.metrics_path.exists():
-            run.discard()
-        raise
-    finally:
-        run.release()
 
 
 def _resume(path: Path, arguments: argparse.Namespace, overrides: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,6 +132,18 @@ class RunDirectory:
         if self._made_here:
             with contextlib.suppress(OSError):
                 self.path.rmdir()
+
+    @contextlib.contextmanager
+    def discarded_if_refused(self) -> Iterator[None]:
+        """Release the lock at the end of the block; `discard` the run if it is refused before it began to train."""
+        try:
+            yield
+        except Refused:
+            if not self.metrics_path.exists():
+                self.discard()
+            raise
+        finally:
+            self.release()
 
     def check_disk(self, needed: int) -> None:
         """Raises Refused if the disk is too small for a run of `needed` bytes, of which some may be written already."""
