@@ -46,11 +46,11 @@ def test_a_second_process_is_refused_only_while_the_first_is_running(finished_ru
     first = Life(tmp_path, ("--config", "tiny.toml", "--checkpoint.every_steps", "3"))
     assert first.wait_until(lambda: first.phase() not in ("start", "data preparation")), first.log
     flags = ("--config", "tiny.toml", "--output-dir", "RUN")
-    for more in ((), ("--resume",)):
+    for flag, more in (("--output-dir", ()), ("--resume", ("--resume",))):
         second = command(tmp_path, str(ROOT / "train.py"), *flags, *more)
         assert second.returncode == 2
         assert second.stderr.decode().splitlines() == [
-            "error: --output-dir RUN: another process is running there; wait for it or stop it"
+            f"error: {flag} RUN: another process is training there; wait for it or stop it"
         ]
     assert first.process.poll() is None, first.log
     first.process.send_signal(signal.SIGKILL)

@@ -192,15 +192,14 @@ class RunDirectory:
 
     @property
     def name(self) -> str:
-        """The name for a reader. In a locale that is not UTF-8, the directory's own name may not be valid text."""
-        return os.fsencode(self.path.resolve().name).decode(errors="replace")
+        return _as_text(self.path.resolve().name)
 
     def write_config(self, config: Config) -> None:
         write_atomically(self.config_path, dump_config(config))
 
     def write_environment(self, environment: dict[str, Any]) -> None:
         """Record `environment`, with the curve of the run and the directory that the curve belongs to."""
-        run = {"curve": str(self.choose_curve()), "directory": str(self.path.resolve())}
+        run = {"curve": _as_text(self.choose_curve()), "directory": _as_text(self.path.resolve())}
         write_atomically(self.environment_path, dump_json(environment | run, indent=2) + "\n")
 
     def _read_environment(self) -> dict[str, Any]:
@@ -232,12 +231,13 @@ class RunDirectory:
         A copied run directory gets its own file; a moved one keeps its file.
         """
         environment = self._read_environment()
-        curve, recorded = environment.get("curve"), environment.get("directory", str(self.path.resolve()))
+        here = _as_text(self.path.resolve())
+        curve, recorded = environment.get("curve"), environment.get("directory", here)
         if self.environment_path.exists():
             if not isinstance(curve, str) or not isinstance(recorded, str) or not Path(curve).name.endswith(".png"):
                 raise Refused(f"{self.environment_path}: is damaged: curve = {curve!r}; remove it")
-            if recorded == str(self.path.resolve()) or not os.path.exists(recorded):
-                return Path("plots") / Path(curve).name  # an untrusted run may name any path
+            if recorded == here or not os.path.exists(_as_path(recorded)):
+                return Path("plots") / _as_path(curve).name  # an untrusted run may name any path
         name = self.path.resolve().name
         names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
         return next(path for name in names if not (path := Path("plots") / f"{name}.png").exists())
@@ -252,6 +252,15 @@ class RunDirectory:
         writer.writeheader()
         writer.writerows(event.as_dict() for event in self.read_events().epochs)
         write_atomically(self.path / "history.csv", table.getvalue())
+
+
+def _as_text(path: str | Path) -> str:
+    """The path as valid text: in a locale that is not UTF-8, Python reads its bytes as unpaired surrogates."""
+    return os.fsencode(path).decode(errors="replace")
+
+
+def _as_path(text: str) -> Path:
+    return Path(os.fsdecode(text.encode(errors="replace")))
 
 
 def free_bytes(path: Path) -> int:
