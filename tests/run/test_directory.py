@@ -246,6 +246,14 @@ def test_environment_is_json(tmp_path: Path) -> None:
     }
 
 
+def test_a_name_that_is_not_utf_8_is_recorded_as_valid_text_and_keeps_its_curve(tmp_path: Path) -> None:
+    run = begin(tmp_path / os.fsdecode(b"B\xffr"))
+    for _ in range(2):
+        run.write_environment({})
+        written = json.loads((run.path / "environment.json").read_text())
+        assert written["curve"] == "plots/B\ufffdr.png" and written["directory"] == str(tmp_path / "B\ufffdr")
+
+
 # The curve
 
 
