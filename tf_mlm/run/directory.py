@@ -126,7 +126,7 @@ class RunDirectory:
 
     def discard(self) -> None:
         """Remove the files of a refused run, and its directory if `create` made it."""
-        for path in (self.config_path, self.environment_path, self.path / ".lock"):
+        for path in (self.config_path, self.environment_path, self.train_hashes_path, self.path / ".lock"):
             path.unlink(missing_ok=True)
         self.release()
         if self._made_here:
@@ -172,7 +172,7 @@ class RunDirectory:
         """uint64, a hash of each training document; None where the run has recorded none."""
         import numpy as np  # not needed to print help
 
-        path = self.path / "train_hashes.npy"
+        path = self.train_hashes_path
         return np.load(path, allow_pickle=False) if path.exists() else None
 
     def write_train_hashes(self, hashes: "np.ndarray") -> None:
@@ -180,9 +180,10 @@ class RunDirectory:
 
         content = io.BytesIO()
         np.save(content, hashes, allow_pickle=False)
-        write_atomically(self.path / "train_hashes.npy", content.getvalue())
+        write_atomically(self.train_hashes_path, content.getvalue())
 
     config_path = property(lambda self: self.path / "config.toml")
+    train_hashes_path = property(lambda self: self.path / "train_hashes.npy")
     environment_path = property(lambda self: self.path / "environment.json")
     metrics_path = property(lambda self: self.path / "metrics.jsonl")
     model_path = property(lambda self: self.path / "model")
