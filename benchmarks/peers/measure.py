@@ -1,4 +1,4 @@
-"""Arguments, clock and output that all workers of `throughput.py` share.
+"""Arguments, clock and output of all workers of `throughput.py`.
 
 Imports only the standard library, numpy and psutil, because each worker uses another framework.
 """
@@ -33,7 +33,7 @@ def load_sequences(arguments: argparse.Namespace) -> np.ndarray:
 
 
 class StepClock:
-    """Measures every step after the warm-up, from the end of the step before it, so that input is included."""
+    """Measures each step after the warm-up, from the end of the previous step, so that input is included."""
 
     def __init__(self, warmup: int, steps: int):
         self.total_steps = warmup + steps
@@ -53,7 +53,7 @@ class StepClock:
 
 
 def peak_memory_bytes() -> int:
-    """The largest resident memory of this process so far; the present one where the system does not report it."""
+    """The peak resident memory of this process; the current one on systems that do not report the peak."""
     memory = psutil.Process().memory_info()
     if hasattr(memory, "peak_wset"):  # Windows
         return int(memory.peak_wset)
