@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.conftest import ROOT
@@ -120,6 +121,7 @@ def test_a_directory_without_a_run_cannot_be_resumed(tmp_path: Path) -> None:
 def test_only_the_files_of_a_refused_run_are_removed(tmp_path: Path) -> None:
     run = begin(tmp_path / "run")
     run.write_environment({})
+    run.write_train_hashes(np.zeros(3, np.uint64))
     run.discard()
     assert os.listdir(tmp_path) == []
     run = begin(tmp_path / "run")
