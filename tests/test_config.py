@@ -162,17 +162,17 @@ def test_the_recipes_are_those_asked_for() -> None:
         ("[trainig]\nepochs = 3", "my.toml: unknown section [trainig]; did you mean 'training'?"),
         (
             "[zzz]",
-            "my.toml: unknown section [zzz]; known are model, data, masking, optimizer, training, checkpoint, "
+            "my.toml: unknown section [zzz]; known names: model, data, masking, optimizer, training, checkpoint, "
             "distribution",
         ),
         ("[training]\nepoch = 3", "my.toml: unknown setting training.epoch; did you mean 'epochs'?"),
         (
             "[checkpoint]\nzzz = 3",
-            "my.toml: unknown setting checkpoint.zzz; known are every_minutes, every_steps, keep",
+            "my.toml: unknown setting checkpoint.zzz; known names: every_minutes, every_steps, keep",
         ),
         ('[checkpoint]\n"kep\\n" = 3', "my.toml: unknown setting checkpoint.'kep\\n'; did you mean 'keep'?"),
         ('["mod\\nel"]', "my.toml: unknown section ['mod\\nel']; did you mean 'model'?"),
-        ("epochs = 3", "my.toml: unknown section [epochs]; known are model, data, masking, optimizer, training, "
+        ("epochs = 3", "my.toml: unknown section [epochs]; known names: model, data, masking, optimizer, training, "
          "checkpoint, distribution"),
         ("model = 'x'", "my.toml: model = 'x': this is a section; write [model] above its keys"),
         (
@@ -209,7 +209,7 @@ def test_the_recipes_are_those_asked_for() -> None:
         (
             "[data]\ntrain_split = 2020-01-01",
             "my.toml: data.train_split = datetime.date(2020, 1, 1): should be a valid string "
-            "(split to train on; several are joined with +)",
+            "(split to train on; join several splits with +)",
         ),
         (
             "[training]\nexample_sentences = 'a [MASK]'",
@@ -227,7 +227,7 @@ def test_the_recipes_are_those_asked_for() -> None:
         (
             "[training]\nseed = 4294967296",
             "my.toml: training.seed = 4294967296: should be less than 4294967296 "
-            "(seed of order, masks, dropout, held-out documents and newly initialized weights)",
+            "(seed of the data order, masks, dropout, held-out documents and newly initialized weights)",
         ),
         (
             "[data]\nsequence_length = 7",
@@ -271,7 +271,7 @@ def test_the_recipes_are_those_asked_for() -> None:
         (
             "[data]\ndocument = 'lines'",
             "my.toml: data.document = 'lines': should be 'line', 'paragraph' or 'file' "
-            "(unit that is one document in a .txt file)",
+            "(unit of a .txt file that forms one document)",
         ),
         (
             "[masking]\nmask_replace_prob = 0.9\nrandom_replace_prob = 0.2",
@@ -298,7 +298,7 @@ def test_the_recipes_are_those_asked_for() -> None:
         ("[training\nepochs = 3", "--config: my.toml: not TOML: Expected ']' at the end of a table declaration "
          "(at line 1, column 10)"),
         ("[data]\n[data]", "--config: my.toml: not TOML: Cannot declare ('data',) twice (at line 2, column 6)"),
-        (b"[model]\nname = '\xe9'", "--config: my.toml: byte 16 is not UTF-8; a config is TOML text"),
+        (b"[model]\nname = '\xe9'", "--config: my.toml: byte 16 is not UTF-8; save the file as UTF-8"),
         ("a = " + "[" * 5000, "--config: my.toml: not TOML: maximum recursion depth exceeded"),
     ],
 )  # fmt: skip
@@ -366,8 +366,8 @@ def test_a_missing_file_is_refused_with_the_recipes(tmp_path: Path, monkeypatch:
     with pytest.raises(Refused) as refused:
         load_config(Path("no.toml"))
     recipes = "imdb-10k, imdb-full, imdb, local-text, sample"
-    assert str(refused.value) == f"--config: no.toml: no such file; recipes are {recipes}"
-    with pytest.raises(Refused, match=f"--config imdb-9k: no such recipe; recipes are {recipes};"):
+    assert str(refused.value) == f"--config: no.toml: no such file (recipes: {recipes})"
+    with pytest.raises(Refused, match=rf"--config imdb-9k: no such recipe \(recipes: {recipes}\);"):
         find_recipe("imdb-9k")
 
 

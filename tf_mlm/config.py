@@ -1,7 +1,7 @@
 """The settings: their names, defaults, units and limits, read from TOML and the command line, and checked.
 
-TensorFlow is not imported here, so that `--help` and a refused setting answer at once. pydantic checks types and
-ranges and reports them as data, from which each refusal is written as one line.
+TensorFlow is not imported here, so that `--help` and errors in settings are fast. pydantic checks types and ranges;
+`_describe` writes each of its errors as one line.
 """
 
 import difflib
@@ -26,7 +26,7 @@ _FORBID = ConfigDict(extra="forbid")
 
 
 def _setting(default: Any, description: str, **limits: Any) -> Any:
-    # Strict: "32" is no number and 1 no truth value. Texts are never converted anyway, and Literal knows no `strict`.
+    # Strict: "32" is not a number, and 1 is not a boolean. str is never converted; Literal does not support `strict`.
     if not isinstance(default, str):
         limits["strict"] = True
     if isinstance(default, float):
@@ -59,11 +59,11 @@ class ModelConfig:
 class DataConfig:
     dataset: str = _setting("stanfordnlp/imdb", "Hub name, directory, glob or file; 'sample' is the built-in corpus")
     revision: str = _setting("", "branch, tag or commit on the Hub; '' is its default branch")
-    config_name: str = _setting("", "configuration of the dataset; '' is its default one")
-    document: Literal["line", "paragraph", "file"] = _setting("line", "unit that is one document in a .txt file")
-    text_column: str = _setting("", "column that holds the text; '' finds it")
+    config_name: str = _setting("", "configuration of the dataset; '' is the default configuration")
+    document: Literal["line", "paragraph", "file"] = _setting("line", "unit of a .txt file that forms one document")
+    text_column: str = _setting("", "column that contains the text; '' selects it automatically")
     csv_header: bool = _setting(True, "the first line of csv and tsv files names the columns")
-    train_split: str = _setting("train", "split to train on; several are joined with +")
+    train_split: str = _setting("train", "split to train on; join several splits with +")
     validation_split: str = _setting(
         "test", "split to validate on; '' holds out a share of the training documents (evaluate: scores all documents)"
     )
@@ -79,7 +79,7 @@ class DataConfig:
     )
     num_proc: int = _setting(1, "processes that prepare a Hub dataset", ge=1)
     streaming: bool = _setting(
-        False, "read only the beginning of a Hub dataset, as far as the numbers of sequences need"
+        False, "read only as much of a Hub dataset as num_train_sequences and num_validation_sequences need"
     )
 
     @cached_property
@@ -141,21 +141,21 @@ class TrainingConfig:
         1, "parts of a batch computed one after the other, to save memory; must divide batch_size", ge=1
     )
     seed: int = _setting(
-        42, "seed of order, masks, dropout, held-out documents and newly initialized weights", ge=0, lt=2**32
+        42, "seed of the data order, masks, dropout, held-out documents and newly initialized weights", ge=0, lt=2**32
     )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = _setting(
-        "auto", "precision of matrix products and activations; auto follows the hardware"
+        "auto", "precision of matrix products and activations; auto uses bfloat16 if the hardware supports it"
     )
     xla: Literal["auto", "off"] = _setting(
         "auto", "auto compiles element-wise operations on CPU and the whole step on GPU"
     )
     log_every: int = _setting(10, "steps between two progress lines and step events", ge=1)
     measure_matmul_peak: bool = _setting(
-        False, "measure the speed of the matrix products alone first, and report the share reached (MFU)"
+        False, "time the matrix products alone before training, and report the training speed relative to them (MFU)"
     )
     max_bad_steps: int = _setting(
         3,
-        "consecutive steps with a loss or gradient that is not finite before the run rolls back to a checkpoint, once",
+        "consecutive steps with a non-finite loss or gradient before the run rolls back to a checkpoint, once",
         ge=1,
     )
     early_stopping_patience: int = _setting(
@@ -185,9 +185,9 @@ class TrainingConfig:
 class CheckpointConfig:
     every_minutes: float = _setting(5.0, "minutes between two checkpoints", gt=0)
     every_steps: int = _setting(
-        0, "steps between two checkpoints, besides every_minutes; 0 uses every_minutes only", ge=0
+        0, "steps between two checkpoints, in addition to every_minutes; 0 uses every_minutes only", ge=0
     )
-    keep: int = _setting(2, "number of newest checkpoints kept", ge=1)
+    keep: int = _setting(2, "number of newest checkpoints to keep", ge=1)
 
 
 @dataclass(frozen=True, config=_FORBID)
@@ -221,7 +221,7 @@ class Config:
 
 
 def setting_fields() -> dict[str, Any]:
-    """Every setting by its dotted name, `section.key`, as a dataclass field whose `default` is pydantic's FieldInfo."""
+    """All settings by dotted name, `section.key`: dataclass fields whose `default` is pydantic's FieldInfo."""
     return {
         f"{section.name}.{field.name}": field
         for section in fields(Config)
@@ -230,10 +230,10 @@ def setting_fields() -> dict[str, Any]:
 
 
 def load_config(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
-    """Defaults < the TOML file < `overrides`.
+    """Load the settings. Precedence: defaults < the TOML file < `overrides`.
 
     Args:
-        overrides: value by dotted name, such as `training.epochs`; a text as typed on the command line, or the value.
+        overrides: values by dotted name, such as `training.epochs`. A string is parsed as on the command line.
 
     Raises:
         Refused: the file is missing or not TOML; a section or key is unknown; a value has the wrong type, is out of
@@ -255,7 +255,7 @@ def load_config(path: Path | None = None, overrides: Mapping[str, Any] | None = 
 
 
 def dump_config(config: Config) -> str:
-    """The settings as TOML, each with its meaning as a comment; `load_config` reads it back to an equal Config."""
+    """The settings as TOML, with descriptions as comments. `load_config` reads it back to an equal Config."""
     lines = []
     for section in fields(config):
         lines.append(f"[{section.name}]")
@@ -268,7 +268,7 @@ def dump_config(config: Config) -> str:
 
 
 def find_recipe(name: str) -> Path:
-    """The file of a recipe, by its name such as `imdb-10k`, or a path as it is.
+    """The file of the recipe `name`, such as `imdb-10k`. A path is returned unchanged.
 
     Raises:
         Refused: there is no recipe of that name.
@@ -278,7 +278,7 @@ def find_recipe(name: str) -> Path:
         return path
     recipes = _recipes()
     if name not in recipes:
-        raise Refused(f"--config {name}: no such recipe; recipes are {', '.join(recipes)}; a file is given as a path")
+        raise Refused(f"--config {name}: no such recipe (recipes: {', '.join(recipes)}); pass one of them or a file")
     return recipes[name]
 
 
@@ -287,7 +287,7 @@ def _recipes() -> dict[str, Path]:
 
 
 def suggest(name: str, known: list[str]) -> str | None:
-    """The known name that `name` may stand for: the same letters, its initials, or a close spelling."""
+    """The known name closest to `name`: the same letters, the same initials, or a close spelling."""
     letters = _letters(name)
     for each in known:
         initials = "".join(word[0] for word in re.split(r"[-_.\s]+", each) if word)
@@ -303,18 +303,18 @@ def _letters(name: str) -> str:
 
 def _nearest(name: str, known: list[str]) -> str:
     match = suggest(name, known)
-    return f"; did you mean {match!r}?" if match else f"; known are {', '.join(known)}"
+    return f"; did you mean {match!r}?" if match else f"; known names: {', '.join(known)}"
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise Refused(f"--config: {path}: no such file; recipes are {', '.join(_recipes())}") from None
+        raise Refused(f"--config: {path}: no such file (recipes: {', '.join(_recipes())})") from None
     except OSError as error:
         raise Refused(f"--config: {path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise Refused(f"--config: {path}: byte {error.start} is not UTF-8; a config is TOML text") from None
+        raise Refused(f"--config: {path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits is a plain ValueError
         raise Refused(f"--config: {path}: not TOML: {' '.join(str(error).split())}") from None
 
@@ -333,12 +333,12 @@ def _check_names(settings: dict[str, Any], path: Path | None) -> None:
 
 
 def _printable(name: str) -> str:
-    """A quoted key of TOML may hold line ends; a refusal may not."""
+    """Escape newlines: a quoted TOML key may contain them, and an error is one line."""
     return name if name.isprintable() else repr(name)
 
 
 def _parse_value(text: Any, annotation: Any) -> Any:
-    """The value of a text on the command line; a text of the wrong type is left for the check to refuse."""
+    """Parse a command-line value. A string of the wrong type is returned unchanged, and validation rejects it."""
     if not isinstance(text, str) or annotation not in (int, float, bool):
         return text
     try:
@@ -348,9 +348,9 @@ def _parse_value(text: Any, annotation: Any) -> Any:
 
 
 def _describe(error: ErrorDetails, path: Path | None, overrides: Mapping[str, Any]) -> str:
-    """One line: where the value was given, the setting, the value, the rule."""
+    """One line with the source of the value, the setting, the value and the rule."""
     name = ".".join(str(part) for part in error["loc"][:2])
-    # A rule over several settings fails on their section, or on the whole: then the message itself names them.
+    # A rule on several settings fails on their section or on the whole config; its message names the settings.
     given = name in overrides or any(key.startswith(f"{name}.") or not name for key in overrides)
     where = f"--{name}" if name in overrides else "command line" if given else str(path)
     rule = " ".join(error["msg"].removeprefix("Value error, ").replace("Input should", "should").split())
