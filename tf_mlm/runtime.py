@@ -18,7 +18,7 @@ from tf_mlm import __version__
 from tf_mlm.config import Config, TrainingConfig
 from tf_mlm.errors import Refused
 
-# XLA compiles only element-wise operations; oneDNN keeps the matrix products, which it computes faster than XLA.
+# XLA compiles only element-wise operations, because oneDNN computes matrix products faster.
 _ELEMENT_WISE_CLUSTERS = "--tf_xla_auto_jit=2 --tf_xla_cpu_global_jit --tf_xla_ops_to_cluster=FUSIBLE"
 
 _BFLOAT16_UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}
@@ -30,19 +30,19 @@ class Precision(NamedTuple):
 
     @property
     def policy(self) -> str:
-        """Name of the Keras policy: variables stay float32, products and activations take `name`."""
+        """Name of the Keras policy: variables are float32, matrix products and activations use `name`."""
         return self.name if self.name == "float32" else f"mixed_{self.name}"
 
 
 def prepare(training: TrainingConfig, verbose: bool = False) -> None:
     """Set the environment and import TensorFlow, Keras 2 and transformers without their log output.
 
-    Importing TensorFlow prints several lines on any log level; they are shown only if the import fails, or with
-    `verbose`.
+    Importing TensorFlow prints several lines at any log level. They are shown only if the import fails or `verbose` is
+    true.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if verbose else "3")
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # transformers' TF models are Keras 2 models
-    os.environ.setdefault("USE_TORCH", "0")  # a PyTorch that happens to be installed is not imported
+    os.environ.setdefault("USE_TORCH", "0")  # an installed PyTorch is not imported
     os.environ.setdefault("USE_JAX", "0")
     if not verbose:
         os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # an error is reported once, by the command line
@@ -62,16 +62,16 @@ def prepare(training: TrainingConfig, verbose: bool = False) -> None:
         if number := int(os.environ.get("TF_MLM_LOGICAL_DEVICES", 0)):  # for tests of several devices
             cpu = tf.config.list_physical_devices("CPU")[0]
             tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * number)
-        tf.zeros(1)  # the first operation finds the devices and prints them
+        tf.zeros(1)  # the first operation initializes the devices and logs them
     if not verbose:
         tf.get_logger().setLevel("ERROR")
         transformers.logging.set_verbosity_error()
 
 
 def require_writable_cache() -> None:
-    """Use a temporary directory as the cache of datasets where the usual one cannot be written.
+    """Use a temporary directory as the cache of datasets if the default one is not writable.
 
-    Models in a read-only Hub cache are still found there.
+    Models are still loaded from a read-only Hub cache.
     """
     caches = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     home = Path(os.environ.get("HF_HOME", f"{caches}/huggingface")).expanduser()
@@ -84,7 +84,7 @@ def require_writable_cache() -> None:
         folder = tempfile.mkdtemp(prefix="tf_mlm-cache-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         os.environ["HF_DATASETS_CACHE"] = folder
-        os.environ.setdefault("MPLCONFIGDIR", folder)  # matplotlib would create one too, with a long warning
+        os.environ.setdefault("MPLCONFIGDIR", folder)  # otherwise matplotlib creates one too, with a long warning
 
 
 @contextlib.contextmanager
@@ -125,7 +125,7 @@ def processor() -> tuple[str, set[str]]:
 
 
 def choose_precision(requested: str) -> Precision:
-    """The precision to compute in: as requested, or with "auto" bfloat16 if the hardware has units for it."""
+    """The precision to compute in: as requested, or with "auto" bfloat16 if the hardware supports it."""
     if requested != "auto":
         return Precision(requested, "set in the config")
     import tensorflow as tf
@@ -136,15 +136,13 @@ def choose_precision(requested: str) -> Precision:
         capability = details.get("compute_capability", (0, 0))
         name = details.get("device_name", "the GPU")
         if capability >= (8, 0):
-            return Precision(
-                "bfloat16", f"{name} has units for it (compute capability {capability[0]}.{capability[1]})"
-            )
-        return Precision("float32", f"{name} has no bfloat16 units")
+            return Precision("bfloat16", f"{name} supports it (compute capability {capability[0]}.{capability[1]})")
+        return Precision("float32", f"{name} does not support bfloat16")
     name, flags = processor()
     for flag, unit in _BFLOAT16_UNITS.items():
         if flag in flags:
             return Precision("bfloat16", f"the processor ({name}) has {unit}")
-    return Precision("float32", f"the processor ({name}) has no bfloat16 units")
+    return Precision("float32", f"the processor ({name}) does not support bfloat16")
 
 
 class XLA(NamedTuple):
@@ -158,20 +156,20 @@ class XLA(NamedTuple):
 
 
 def choose_xla(requested: str) -> XLA:
-    """How XLA is used, as TensorFlow really runs now, which may not be what the environment asks for."""
+    """How TensorFlow actually uses XLA in this process, which can differ from the environment variables."""
     import tensorflow as tf
 
     if requested == "off":
         return XLA("off", "set in the config")
     if tf.config.list_physical_devices("GPU"):
-        return XLA("step", "there is a GPU")
+        return XLA("step", "the whole step on GPU")
     if clusters_element_wise_ops():
         return XLA("clusters", "element-wise operations on CPU")
-    return XLA("off", "this process used TensorFlow before; train in a new process for about 1.2 times the speed")
+    return XLA("off", "TensorFlow was initialized before; train in a new process for about 1.2 times the speed")
 
 
 def clusters_element_wise_ops() -> bool:
-    """Whether TensorFlow compiles element-wise operations with XLA: runs a few and looks at the graph that was run.
+    """Whether TensorFlow compiles element-wise operations with XLA: runs a few and inspects the executed graph.
 
     TensorFlow reads `TF_XLA_FLAGS` once, at the first operation of the process.
     """
@@ -180,7 +178,7 @@ def clusters_element_wise_ops() -> bool:
 
     @tf.function(autograph=False)
     def compute(values: Any) -> Any:
-        for _ in range(8):  # XLA leaves clusters of very few operations alone
+        for _ in range(8):  # XLA does not compile clusters of very few operations
             values = tf.tanh(1.5 * values + 1.0)
         return values
 
@@ -210,7 +208,7 @@ def choose_strategy(requested: str) -> Any:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages whose behaviour a run depends on."""
+    """Versions of Python and of the packages that a run depends on."""
     from importlib.metadata import version
 
     packages = ("tensorflow", "tf_keras", "transformers", "datasets", "tokenizers", "safetensors", "numpy")
@@ -220,7 +218,7 @@ def versions() -> dict[str, str]:
 
 
 class Machine(NamedTuple):
-    """How a training uses the machine.
+    """Precision, XLA mode and devices of a training.
 
     Attributes:
         strategy: the `tf.distribute` strategy.
@@ -241,7 +239,7 @@ def set_up(config: Config) -> Machine:
 
     training = config.training
     precision = choose_precision(training.precision)
-    keras.mixed_precision.set_global_policy(precision.policy)  # has no effect on a model that exists
+    keras.mixed_precision.set_global_policy(precision.policy)  # applies only to models built later
     keras.utils.set_random_seed(training.seed)
     strategy = choose_strategy(config.distribution.strategy)
     parts = training.accumulate_steps * strategy.num_replicas_in_sync

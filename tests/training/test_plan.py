@@ -83,18 +83,18 @@ def test_the_plan_reports_steps_real_tokens_rates_parameters_and_disk(plan: Modu
     lines = plan.describe_plan(build_job(settings, 1600)).splitlines()
     assert lines[:4] == [
         "steps             100 = 2 epochs of 50, batch 32, warmup 20",
-        "tokens        300,000 in training, padding not counted; 4,096 positions a step",
+        "tokens        300,000 in training, without padding; 4,096 positions per step",
         "rate       4e-05 at step 1, 0.0008 at step 21, 0.0005 at step 51, 1e-05 at step 100",
         "parameters 66,985,530",
     ]
-    # A checkpoint has weights, two moments and a best model, 4 * 4 bytes a parameter: 1 GiB, and there may be three.
+    # A checkpoint has weights, two moments and a best model, 4 * 4 bytes per parameter: 1 GiB, and there may be three.
     assert lines[5].startswith("disk          3.2 GiB at the peak, for 3 checkpoints and the model; ")
     assert lines[5].endswith("iB free") and len(lines) == 6
 
 
-def test_the_plan_reports_a_last_epoch_that_is_cut_short(plan: ModuleType) -> None:
+def test_the_plan_reports_an_incomplete_last_epoch(plan: ModuleType) -> None:
     lines = plan.describe_plan(build_job(config(num_train_steps=70, batch_size=32), 1600)).splitlines()
-    assert lines[0] == "steps              70 = 2 epochs of 50, the last one cut short, batch 32, warmup 4"
+    assert lines[0] == "steps              70 = 2 epochs of 50, the last one incomplete, batch 32, warmup 4"
 
 
 def trial(plan: ModuleType, **changes: Any) -> Any:
@@ -113,21 +113,21 @@ def trial(plan: ModuleType, **changes: Any) -> Any:
 def test_a_trial_gives_speed_time_with_its_parts_and_memory(plan: ModuleType) -> None:
     job = build_job(config(epochs=2, batch_size=32), 1600, tokens_per_batch=1000)  # 100 steps, and 3 validations
     assert plan.describe_trial(job, trial(plan)).splitlines() == [
-        "speed             250 tokens/s in 5 trial steps, 4 s a step",
-        "time          0:08:20 = 0:00:10 start-up and data + 0:00:30 compilation + 0:06:40 training + 0:01:00 "
-        "validation; the export at the end is not included",
-        "memory            3.0 GiB at the peak of the trial, on the host",
+        "speed             250 tokens/s in 5 trial steps, 4 s per step",
+        "time          0:08:20 = 0:00:10 startup and data + 0:00:30 compilation + 0:06:40 training + 0:01:00 "
+        "validation; without the export at the end",
+        "memory            3.0 GiB host memory at the peak of the trial",
     ]
 
 
-def test_a_resumed_run_is_charged_for_the_remaining_steps_only(plan: ModuleType) -> None:
+def test_the_time_of_a_resumed_run_counts_only_the_remaining_steps(plan: ModuleType) -> None:
     job = build_job(config(epochs=2, batch_size=32), 1600)
     time = plan.describe_trial(job, trial(plan, steps_done=75)).splitlines()[1]
-    assert "0:01:40 training (75 steps are done) + 0:00:20 validation" in time
+    assert "0:01:40 training (75 steps done) + 0:00:20 validation" in time
 
 
 def memory(plan: ModuleType, **training: Any) -> float:
-    """The estimate in GiB, less what this process holds already."""
+    """The estimate in GiB, without the current memory of this process."""
     line = plan.describe_plan(build_job(config(**training), 3000)).splitlines()[4]
     found = re.fullmatch(r"memory +([\d.]+) GiB at the peak, estimated", line)
     assert found
@@ -135,7 +135,7 @@ def memory(plan: ModuleType, **training: Any) -> float:
 
 
 def test_the_memory_estimate_exceeds_the_known_parts_and_grows_with_the_batch(plan: ModuleType) -> None:
-    """Gradients and two moments in float32 are 12 bytes a parameter: 0.75 GiB for DistilBERT-base."""
+    """Gradients and two moments in float32 are 12 bytes per parameter: 0.75 GiB for DistilBERT-base."""
     assert 0.75 < memory(plan, batch_size=1, precision="float32") < 1.6
     assert memory(plan, batch_size=64, precision="float32") > 2 * memory(plan, batch_size=16, precision="float32")
     assert memory(plan, batch_size=32, precision="bfloat16") < memory(plan, batch_size=32, precision="float32")

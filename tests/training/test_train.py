@@ -444,7 +444,7 @@ def test_tokens_count_neither_padding_nor_filler_rows(tmp_path: Path, capsys: py
     facts = json.loads((tmp_path / "RUN" / "environment.json").read_text())["data"]
     assert facts["train_tokens"] + facts["validation_tokens"] == sum(lengths)
     assert end["num_tokens"] == 2 * facts["train_tokens"]
-    assert f"{2 * facts['train_tokens']:,} in training, padding not counted" in capsys.readouterr().out
+    assert f"{2 * facts['train_tokens']:,} in training, without padding" in capsys.readouterr().out
     positions_per_second = epoch["mfu"] * start["matmul_peak_tokens_per_second"]
     assert positions_per_second / epoch["tokens_per_second"] == pytest.approx(16 * 512 / facts["train_tokens"], rel=0.1)
 

@@ -1,4 +1,4 @@
-"""What a run does once before its first step."""
+"""The beginning of a run: checks the disk, records the environment and validates the model before training."""
 
 import math
 import platform
@@ -22,7 +22,7 @@ _SCHEDULE_POINTS = 200  # of the curve of the learning rate
 
 
 def begin(job: Job, progress: Progress) -> None:
-    """Check the disk and record the environment; validate a new run's model before training, and keep it as the best.
+    """Check the disk and record the environment. Validate the model of a new run and save it as the best model.
 
     Raises:
         Refused: the disk is too small, or the loss before training is not finite.
@@ -50,8 +50,8 @@ def _start_event(job: Job) -> StartEvent:
     validation = metric_values(job.model.evaluate(job.validation_dataset, verbose=0, return_dict=True))
     if not math.isfinite(validation[LOSS.name]):
         raise Refused(
-            f"model.name = {config.model.name!r}: its loss before training is not finite, its weights are damaged or "
-            "too large; choose another model, or set training.precision = 'float32'"
+            f"model.name = {config.model.name!r}: the loss before training is not finite, because the weights are "
+            "damaged or too large; choose another model, or set training.precision = 'float32'"
         )
     peak = None
     if config.training.measure_matmul_peak:

@@ -1,4 +1,4 @@
-"""What a run does once after its last step: export the best model, write the model card, record the end."""
+"""The end of a run: exports the best model, writes the model card and records the end event."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ from tf_mlm.training.job import Job
 
 
 def export(job: Job, progress: Progress) -> None:
-    """Export the best model and write the card. The end event comes last; the checkpoints are removed after it."""
+    """Export the best model and write the model card and the end event. Then remove the checkpoints."""
     run = job.run
     model, tokenizer = load_trained(str(run.model_path))
     with as_os_error(tf.errors.OpError), atomic_directory(run.saved_model_path) as temporary:
@@ -28,7 +28,7 @@ def export(job: Job, progress: Progress) -> None:
         print(f"export     {why_no_strings}")
     events = run.read_events()
     best, last = events.best, events.epochs[-1] if events.epochs else None
-    if best is None or last is None:  # the directory is gone; TensorFlow has created it anew
+    if best is None or last is None:  # the directory was deleted, and TensorFlow created it again
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(run.metrics_path))
     end = EndEvent(
         epoch=last.epoch,

@@ -1,4 +1,4 @@
-"""A hash of everything that decides the numbers of a run."""
+"""A hash of everything that determines the numbers of a run."""
 
 import json
 from dataclasses import asdict
@@ -11,7 +11,7 @@ from tf_mlm.training.job import Job
 def fingerprint(job: Job) -> str:
     """Hash of settings, precision, text, vocabulary and starting weights.
 
-    Text and weights count by their content: the same files under another path are the same data.
+    Text and weights are hashed by content: the same files under another path have the same hash.
     """
     decisive = asdict(job.config)
     decisive.pop("checkpoint")

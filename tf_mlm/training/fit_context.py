@@ -1,4 +1,4 @@
-"""The callbacks of one `model.fit`, in their order, and the files and handlers that they hold open."""
+"""The callbacks of one `model.fit`, in order, and the files and signal handlers that they use."""
 
 import contextlib
 import math
@@ -23,10 +23,10 @@ from tf_mlm.training.job import Job
 
 
 class FitContext:
-    """One `fit` from `progress` on. A context manager: leaving it closes files and restores signal handlers.
+    """One call of `fit`, starting at `progress`. The context manager closes files and restores signal handlers.
 
     Attributes:
-        callbacks: for `model.fit`, in the order in which Keras calls them.
+        callbacks: callbacks for `model.fit`, in the order in which Keras calls them.
     """
 
     def __init__(self, job: Job, progress: Progress, user_callbacks: Sequence[keras.callbacks.Callback] = ()):
@@ -53,14 +53,14 @@ class FitContext:
             run, log, self._signals, config.checkpoint, steps_per_epoch=length.steps_per_epoch, progress=progress
         )
         self.callbacks = [
-            ResumedEpoch(progress, length.steps_per_epoch, job.model),  # first: the log reads the sums it restores
+            ResumedEpoch(progress, length.steps_per_epoch, job.model),  # first: the log reads the restored sums
             log,  # writes the events that the callbacks below read
             BestModel(run.model_path, job.tokenizer, events.best.val_loss if events.best else math.inf),
             self._curves,
             self._lines,
             EarlyStopping(run, config.training.early_stopping_patience),
             *user_callbacks,
-            self._checkpoints,  # last: a checkpoint holds what all others have done, and a signal ends the run after it
+            self._checkpoints,  # last: a checkpoint includes the effects of all others; a signal ends the run after it
         ]
 
     def __enter__(self) -> "FitContext":
@@ -86,11 +86,11 @@ class FitContext:
             self._signals.raise_if_received(self.progress().step, self._job.run.path)  # since the last step
 
     def progress(self) -> Progress:
-        """How far the run has come."""
+        """The progress of the run."""
         return self._checkpoints.progress()
 
     def finish_epoch(self) -> None:
-        """Validate and close an epoch whose last update was made before the run was stopped, if there is one."""
+        """Validate the last epoch if all its updates were made before the run was stopped."""
         job, step = self._job, self._first.step
         epochs = job.run.read_events().epochs
         is_epoch_end = step % job.length.steps_per_epoch == 0 or step == job.length.num_train_steps
@@ -103,7 +103,7 @@ class FitContext:
         every.on_epoch_end(len(epochs), logs | {f"val_{name}": value for name, value in results.items()})
 
     def is_complete(self) -> bool:
-        """Whether no update is left to make."""
+        """Whether all updates have been made."""
         config, length = self._job.config.training, self._job.length
         has_stopped_early = self._job.run.read_events().has_stopped_early(config.early_stopping_patience)
         return self._first.step >= length.num_train_steps or has_stopped_early

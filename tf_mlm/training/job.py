@@ -1,4 +1,4 @@
-"""What the steps of one training share."""
+"""The objects shared by the steps of one training."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,10 +15,10 @@ from tf_mlm.training.length import RunLength
 
 @dataclass(frozen=True)
 class Job:
-    """One training: its settings, its run directory and everything that was loaded and built for it.
+    """One training: its settings, its run directory and all objects that were loaded and built for it.
 
     Attributes:
-        newly_initialized: names of the weights that the starting checkpoint does not hold.
+        newly_initialized: names of the weights that are missing from the starting checkpoint.
     """
 
     config: Config
@@ -39,22 +39,22 @@ class Job:
         return self.data.validation_dataset(self.config, self.tokenizer)
 
     def train_dataset(self, progress: Progress) -> Any:
-        """The batches that are left, from the first one after `progress`."""
+        """The remaining batches, starting after `progress`."""
         last_batch = progress.next_batch + self.length.num_train_steps - progress.step
         epochs = -(-last_batch // self.length.steps_per_epoch)
         return self.data.train_dataset(self.config, self.tokenizer, epochs, progress.next_batch)
 
     def count_tokens(self, progress: Progress, first_step: int, end_step: int) -> int:
-        """Real tokens of the updates from `first_step` up to `end_step`, counted from 0, padding left out.
+        """Real tokens of the updates `first_step` to `end_step` - 1, counted from 0, without padding.
 
         Args:
-            progress: of the present `fit`; after a rollback its batches are ahead of the steps.
+            progress: progress of the current `fit`; after a rollback, its batches are ahead of the steps.
         """
         ahead = progress.next_batch - progress.step
         return self.data.count_tokens(self.config, first_step + ahead, end_step + ahead)
 
     def tokens_seen(self, progress: Progress) -> int:
-        """Real tokens of all updates of the run, those that a rollback has undone left out."""
+        """Real tokens of all updates of the run, without those undone by a rollback."""
         if progress.rolled_back is None:
             return self.data.count_tokens(self.config, 0, progress.step)
         bad_step, good_step = progress.rolled_back

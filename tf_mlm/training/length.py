@@ -1,4 +1,4 @@
-"""Durations, turned into updates once."""
+"""Converts durations to numbers of updates."""
 
 from dataclasses import dataclass
 
@@ -12,10 +12,10 @@ class RunLength:
     """The length of a training.
 
     Attributes:
-        epochs: epochs begun; the last one is cut short where `training.num_train_steps` says so.
-        steps_per_epoch: updates in a whole epoch.
-        num_train_steps: updates in all.
-        num_warmup_steps: updates over which the learning rate climbs.
+        epochs: number of epochs; the last one is incomplete if `training.num_train_steps` ends it early.
+        steps_per_epoch: number of updates in a complete epoch.
+        num_train_steps: total number of updates.
+        num_warmup_steps: number of updates over which the learning rate increases.
     """
 
     epochs: int

@@ -1,4 +1,4 @@
-"""What a training will take: steps, tokens, learning rates, memory, disk and time, before anything is trained."""
+"""Estimates the steps, tokens, learning rates, memory, disk space and time of a training."""
 
 import contextlib
 import time
@@ -20,24 +20,24 @@ from tf_mlm.training.fingerprint import fingerprint
 from tf_mlm.training.job import Job
 
 _TRIAL_STEPS = 5
-_SMALL_FILES_BYTES = 2 * 2**20  # curves, card, tokenizer, events, the SavedModel's graph
-_LOGITS_COPIES = 10  # float32 arrays of that size at one time: logits, their gradient, softmax; as measured
+_SMALL_FILES_BYTES = 2 * 2**20  # curves, model card, tokenizer, events, graph of the SavedModel
+_LOGITS_COPIES = 10  # measured: float32 arrays of that size at one time, such as logits, their gradient and softmax
 
 
 def describe_plan(job: Job) -> str:
-    """Steps, tokens, schedule, memory and disk, in lines."""
+    """Steps, tokens, schedule, memory and disk space, as lines of text."""
     config, length = job.config, job.length
     points = sorted({0, length.num_warmup_steps, length.num_train_steps // 2, length.num_train_steps - 1})
     rates = ", ".join(f"{float(job.schedule(step)):.3g} at step {step + 1:,}" for step in points)
     tokens = job.data.count_tokens(config, 0, length.num_train_steps)
     positions = config.training.batch_size * config.data.sequence_length
-    cut = ", the last one cut short" if length.num_train_steps < length.epochs * length.steps_per_epoch else ""
+    cut = ", the last one incomplete" if length.num_train_steps < length.epochs * length.steps_per_epoch else ""
     return "\n".join(
         [
             f"steps      {length.num_train_steps:>10,} = {length.epochs} epoch{'s' * (length.epochs > 1)} of "
             f"{length.steps_per_epoch:,}{cut}, "
             f"batch {config.training.batch_size}, warmup {length.num_warmup_steps:,}",
-            f"tokens     {tokens:>10,} in training, padding not counted; {positions:,} positions a step",
+            f"tokens     {tokens:>10,} in training, without padding; {positions:,} positions per step",
             f"rate       {rates}",
             f"parameters {job.model.count_params():>10,}",
             f"memory     {_memory_bytes(job) / 2**30:>10.1f} GiB at the peak, estimated",
@@ -48,19 +48,19 @@ def describe_plan(job: Job) -> str:
 
 
 def disk_bytes(job: Job) -> int:
-    """What the run directory holds at its largest, while one checkpoint more is written than are kept.
+    """The largest size of the run directory, while it has one checkpoint more than it keeps.
 
     The SavedModel is written at the end and needs less.
     """
     weights = 4 * int(job.model.count_params())
-    checkpoint = 4 * weights  # with Adam's two moments, and the best model at that time
+    checkpoint = 4 * weights  # with the two moments of Adam and the best model
     return (job.config.checkpoint.keep + 1) * checkpoint + weights + _SMALL_FILES_BYTES
 
 
 def _memory_bytes(job: Job) -> float:
-    """The present process, with the weights in it, and what training adds to it.
+    """Estimate the peak memory: the current process, including the weights, and the memory that training adds.
 
-    Training adds gradients before and after clipping, Adam's moments, activations kept for the backward pass, logits.
+    Training adds gradients before and after clipping, Adam's moments, activations for the backward pass, and logits.
     """
     config, model_config = job.config, job.model.config
     sequences = config.training.batch_size / config.training.accumulate_steps
@@ -80,7 +80,7 @@ def _memory_bytes(job: Job) -> float:
 
 
 def peak_memory_bytes() -> int:
-    """The largest resident memory of this process so far; the present one on systems that do not report the largest."""
+    """The peak resident memory of this process; the current one on systems that do not report the peak."""
     memory = psutil.Process().memory_info()
     if peak := getattr(memory, "peak_wset", 0):  # Windows
         return int(peak)
@@ -103,11 +103,11 @@ class Trial:
     """Measured seconds, and the peak memory of the process in bytes.
 
     Attributes:
-        step_seconds: of one training step, compiled.
-        validation_seconds: of one validation, compiled.
-        compile_seconds: to trace and compile training and validation.
-        startup_seconds: from the start of the process to the first step.
-        steps_done: updates of the newest checkpoint of the run; 0 for a new run.
+        step_seconds: time of one compiled training step.
+        validation_seconds: time of one compiled validation.
+        compile_seconds: time to trace and compile training and validation.
+        startup_seconds: time from the start of the process to the first step.
+        steps_done: number of updates in the newest checkpoint of the run; 0 for a new run.
     """
 
     step_seconds: float
@@ -119,7 +119,7 @@ class Trial:
 
 
 class _Clock(keras.callbacks.Callback):
-    """When each batch ended."""
+    """Records the time at the end of each batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,11 +132,11 @@ class _Clock(keras.callbacks.Callback):
     on_test_batch_end = on_train_batch_end
 
     def step_seconds(self) -> float:
-        """Median of a step, without the first two, in which it is traced and compiled."""
+        """Median time of a step, without the first two, which include tracing and compilation."""
         return median(b - a for a, b in zip(self.ends[1:], self.ends[2:], strict=False))
 
     def compile_seconds(self) -> float:
-        """Time of the first two steps beyond that of two compiled ones."""
+        """Time of the first two steps minus the time of two compiled steps."""
         return max(self.ends[1] - self.start - 2 * self.step_seconds(), 0.0)
 
 
@@ -144,7 +144,7 @@ def run_trial(job: Job) -> Trial:
     """Train a few steps and validate a few batches. The model must not be used afterwards.
 
     Raises:
-        Refused: the run has a checkpoint of other settings or data.
+        Refused: the run has a checkpoint with other settings or data.
     """
     checkpoint = load_checkpoint(job.run.checkpoints_path, fingerprint(job))
     startup = time.time() - psutil.Process().create_time()
@@ -172,26 +172,26 @@ def run_trial(job: Job) -> Trial:
 
 
 def describe_trial(job: Job, trial: Trial) -> str:
-    """Speed, time of what is left of the run and memory, in lines."""
+    """Speed, remaining time and memory, as lines of text."""
     length, num_done = job.length, trial.steps_done
     training = (length.num_train_steps - num_done) * trial.step_seconds
     epochs_left = length.epochs - num_done // length.steps_per_epoch
     validation = (epochs_left + (num_done == 0)) * trial.validation_seconds  # once before training
     parts = [
-        (trial.startup_seconds, "start-up and data"),
+        (trial.startup_seconds, "startup and data"),
         (trial.compile_seconds, "compilation"),
-        (training, f"training{f' ({num_done:,} steps are done)' if num_done else ''}"),
+        (training, f"training{f' ({num_done:,} steps done)' if num_done else ''}"),
         (validation, "validation"),
     ]
     tokens = job.data.count_tokens(job.config, 0, length.num_train_steps) / length.num_train_steps
     return "\n".join(
         [
             f"speed      {tokens / trial.step_seconds:>10,.0f} tokens/s in {_TRIAL_STEPS} trial steps, "
-            f"{trial.step_seconds:.3g} s a step",
+            f"{trial.step_seconds:.3g} s per step",
             f"time       {_duration(sum(seconds for seconds, _ in parts)):>10} = "
             + " + ".join(f"{_duration(seconds)} {name}" for seconds, name in parts)
-            + "; the export at the end is not included",
-            f"memory     {trial.peak_bytes / 2**30:>10.1f} GiB at the peak of the trial, on the host",
+            + "; without the export at the end",
+            f"memory     {trial.peak_bytes / 2**30:>10.1f} GiB host memory at the peak of the trial",
         ]
     )
 

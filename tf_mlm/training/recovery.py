@@ -1,4 +1,4 @@
-"""Where a `fit` begins: at the start of the run, at the newest checkpoint, or at the one a failed run rolls back to."""
+"""Restores the state at which `fit` begins: the newest checkpoint, or the checkpoint to which a run rolls back."""
 
 from dataclasses import replace
 from typing import Any
@@ -23,9 +23,10 @@ _SEQUENCES_SHOWN = 100  # in an error message; metrics.jsonl lists all
 def restore(job: Job) -> Progress:
     """Assign the newest checkpoint, if there is one, to the variables of the model and the optimizer.
 
-    Events after the checkpoint are cut: the run writes them again.
+    Events after the checkpoint are removed; the run writes them again.
 
-    Returns: how far the run has come.
+    Returns:
+        The progress of the run.
     """
     run_fingerprint = fingerprint(job)
     checkpoint = load_checkpoint(job.run.checkpoints_path, run_fingerprint)
@@ -40,9 +41,9 @@ def restore(job: Job) -> Progress:
 
 
 def roll_back(job: Job, error: NonFiniteLoss) -> Progress:
-    """Restore the newest checkpoint from before the bad steps; the data of the bad steps is skipped.
+    """Restore the newest checkpoint before the bad steps, and skip the data of the bad steps.
 
-    The checkpoint is written again with that, so that an interrupted run repeats it exactly.
+    The checkpoint is saved again with this change, so that a resumed run repeats it exactly.
 
     Raises:
         NonFiniteLoss: the run has rolled back before.
@@ -66,7 +67,7 @@ def roll_back(job: Job, error: NonFiniteLoss) -> Progress:
         raise OSError(f"{run.checkpoints_path}: the checkpoints no longer exist")
     good, arrays = checkpoint
     restore_variables(model_variables(job.model), arrays)
-    restore_best_model(run.checkpoints_path, good, run.model_path)  # the present one may be of an epoch that is cut
+    restore_best_model(run.checkpoints_path, good, run.model_path)  # the current one may be of a later epoch
     run.cut_events(good.metrics_bytes)
     progress = replace(
         good,
@@ -84,7 +85,7 @@ def roll_back(job: Job, error: NonFiniteLoss) -> Progress:
 
 
 def _describe_sequences(sequences: list[int], job: Job) -> str:
-    """Which training sequences the failing steps had, and how the first of them begins."""
+    """Describe the training sequences of the failing steps, with the beginning of the first one."""
     if not sequences:
         return ""
     shown = ", ".join(map(str, sequences[:_SEQUENCES_SHOWN]))

@@ -1,4 +1,4 @@
-"""What a training will do, for a reader, before it starts."""
+"""Describes a training before it starts."""
 
 from tf_mlm.data.prepared import describe_data
 from tf_mlm.training.job import Job
@@ -6,7 +6,7 @@ from tf_mlm.training.plan import describe_plan
 
 
 def describe(job: Job) -> str:
-    """Data, model, plan and precision, in lines."""
+    """Data, model, plan and precision, as lines of text."""
     lines = [describe_data(job.data.facts)]
     if job.newly_initialized:
         count, names = len(job.newly_initialized), ", ".join(job.newly_initialized)

@@ -1,4 +1,4 @@
-"""The recipe: settings in, a trained model and its run directory out."""
+"""The training recipe: from settings to a run directory with a trained model."""
 
 from collections.abc import Sequence
 
@@ -25,14 +25,14 @@ from tf_mlm.training.summary import describe
 
 
 def train(config: Config, run: RunDirectory, callbacks: Sequence[keras.callbacks.Callback] = ()) -> None:
-    """Train as `config` says, from the start or from the newest checkpoint of `run`, which then holds the results.
+    """Train with `config`, from the start or from the newest checkpoint of `run`, and write the results to `run`.
 
     Args:
-        callbacks: called with those of the run. A checkpoint does not hold their state.
+        callbacks: additional callbacks. Checkpoints do not contain their state.
 
     Raises:
         Refused: the data or the model is missing or does not fit; nothing was trained.
-        NonFiniteLoss: the loss was not finite, again after rolling back to a checkpoint.
+        NonFiniteLoss: the loss was not finite, and again after rolling back to a checkpoint.
         Interrupted: a signal stopped the run after a checkpoint.
     """
     run.write_config(config)
@@ -68,7 +68,7 @@ def build_job(config: Config, run: RunDirectory) -> Job:
     """
     machine = runtime.set_up(config)
     if config.model.name:
-        load_model_config(config.model)  # refuses a wrong model before the data is prepared, which may take long
+        load_model_config(config.model)  # refuses a wrong model before the data is prepared, which can take long
     corpus = load_corpus(config.data, config.training.seed)
     tokenizer = load_tokenizer(config.model, corpus.train["text"])
     data = prepare_data(config, corpus, tokenizer)
@@ -87,7 +87,7 @@ def build_job(config: Config, run: RunDirectory) -> Job:
 
 
 def plan(config: Config, run: RunDirectory) -> None:
-    """Print what `train` would take, after a few trial steps. Nothing is written but the cache."""
+    """Run a few trial steps and print the estimated time and memory of `train`. Only the cache is written."""
     job = build_job(run.locate(config), run)
     print(describe(job), flush=True)
     print(describe_trial(job, run_trial(job)))

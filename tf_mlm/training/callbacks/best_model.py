@@ -1,4 +1,4 @@
-"""Keeps `model/` at the lowest validation loss."""
+"""Saves the model with the lowest validation loss to `model/`."""
 
 import math
 from pathlib import Path
@@ -13,11 +13,11 @@ from tf_mlm.model.saving import save_model
 
 
 class BestModel(keras.callbacks.Callback):
-    """Saves the model whenever the validation loss is lower than ever before.
+    """Saves the model whenever the validation loss reaches a new minimum.
 
     Args:
-        directory: where to save it; replaced atomically.
-        best_val_loss: the lowest so far; None where there is none yet.
+        directory: directory of the saved model; replaced atomically.
+        best_val_loss: lowest validation loss so far; None if there is none.
     """
 
     def __init__(self, directory: Path, tokenizer: Any, best_val_loss: float | None):
@@ -33,7 +33,7 @@ class BestModel(keras.callbacks.Callback):
 
 
 def save_best_model(model: Any, tokenizer: Any, directory: Path) -> None:
-    """Replace `directory` by the model and its tokenizer.
+    """Replace `directory` with the model and its tokenizer.
 
     Raises:
         OSError: the files cannot be written.

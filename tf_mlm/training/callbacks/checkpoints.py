@@ -1,4 +1,4 @@
-"""Saves checkpoints, and stops training after one when a signal asks for it."""
+"""Saves checkpoints, and stops training after a checkpoint if a signal was received."""
 
 import time
 from dataclasses import replace
@@ -16,12 +16,12 @@ from tf_mlm.training.callbacks.stop_signals import StopSignals
 
 
 class Checkpoints(keras.callbacks.Callback):
-    """Saves a checkpoint at the intervals of `config`, and when SIGINT or SIGTERM arrives.
+    """Saves a checkpoint at the intervals of `config`, and on SIGINT or SIGTERM.
 
-    Before the first step there is nothing to save, and a signal ends the process at once.
+    Before the first step there is nothing to save, and a signal ends the process immediately.
 
     Args:
-        progress: how far the run had come before this `fit`.
+        progress: progress of the run before this `fit`.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Checkpoints(keras.callbacks.Callback):
         self._start = self._last_save = time.monotonic()
 
     def progress(self) -> Progress:
-        """How far the run has come."""
+        """The progress of the run."""
         log = self._log
         return replace(
             self._before,
@@ -62,14 +62,14 @@ class Checkpoints(keras.callbacks.Callback):
         self._signals.handle()
         is_due = time.monotonic() - self._last_save >= self._config.every_minutes * 60
         is_due |= self._config.every_steps > 0 and self._log.step % self._config.every_steps == 0
-        is_due &= not self._log.bad_steps  # a run rolls back to before the bad steps
-        # At the end of an epoch validation comes first, so that no checkpoint lies between the two.
+        is_due &= not self._log.bad_steps  # a rollback needs a checkpoint from before the bad steps
+        # At the end of an epoch, validation comes first, so that no checkpoint is saved before it.
         if (is_due or self._signals.received) and not self._is_epoch_end(batch):
             self.save()
             self._stop_if_asked()
 
     def on_test_begin(self, logs: Any = None) -> None:
-        # Validation is about to clear the epoch's sums and use the metrics for its own.
+        # Validation clears the sums of the epoch and reuses the metrics.
         self._train_sums = {name: variable.numpy() for name, variable in model_variables(self.model, "metric").items()}
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -98,7 +98,7 @@ class Checkpoints(keras.callbacks.Callback):
                     self._run.model_path,
                 )
         except NonFiniteLoss:
-            if not self._signals.received:  # otherwise the run stops, and resumes from the checkpoint before
+            if not self._signals.received:  # after a signal, the run stops and resumes from the previous checkpoint
                 raise
         self._last_save = time.monotonic()
 

@@ -30,7 +30,7 @@ class Curves(keras.callbacks.Callback):
         try:
             curve.parent.mkdir(exist_ok=True)
             write_atomically(curve, pictures["png"])
-        except OSError as error:  # it is a second copy: the run continues
+        except OSError as error:  # only a second copy: the run continues
             if not self._has_warned:
                 tqdm.write(f"{curve}: cannot be written: {error.strerror}; the curve is in {self._run.path}/loss.png")
             self._has_warned = True

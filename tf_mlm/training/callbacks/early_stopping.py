@@ -10,7 +10,7 @@ from tf_mlm.run.directory import RunDirectory
 class EarlyStopping(keras.callbacks.Callback):
     """Stops after `patience` epochs without a lower validation loss; 0 never stops.
 
-    Keras' own callback keeps a counter that a resumed run would lose; this one reads the run's events.
+    Keras' callback keeps a counter that a resumed run would lose. This one reads the events of the run.
     """
 
     def __init__(self, run: RunDirectory, patience: int):

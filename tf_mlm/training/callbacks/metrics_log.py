@@ -1,4 +1,4 @@
-"""Builds the step and epoch events from what `fit` computes."""
+"""Builds the step and epoch events from the metrics of `fit`."""
 
 import math
 import time
@@ -14,19 +14,19 @@ from tf_mlm.run.events import EpochEvent, Event, StepEvent, finite_or_none
 
 
 class MetricsLog(keras.callbacks.Callback):
-    """Builds step and epoch events, passes each to every function of `sinks`, and counts skipped steps.
+    """Builds step and epoch events, passes each to all functions of `sinks`, and counts skipped steps.
 
-    The loss of an event is None where every step that it reports was skipped.
+    The loss of an event is None if all steps that it reports were skipped.
 
     Args:
-        progress: how far the run had come before this `fit`.
+        progress: progress of the run before this `fit`.
         schedule: learning rate by update, counted from 0.
-        count_tokens: real tokens of the updates from one number up to, not including, another, counted from 0.
-        positions_per_step: tokens and padding of one batch.
-        num_train_steps: training stops after this number of updates, in the middle of an epoch if need be.
+        count_tokens: maps (first, end) to the number of real tokens of the updates first to end - 1, counted from 0.
+        positions_per_step: number of positions in a batch, including padding.
+        num_train_steps: number of updates after which training stops, also in the middle of an epoch.
         max_bad_steps: `NonFiniteLoss` is raised after this number of consecutive steps with a loss or gradient that is
             not finite.
-        matmul_peak: positions a second that the matrix products alone would allow; None where not measured.
+        matmul_peak: positions per second of the matrix products alone; None if not measured.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class MetricsLog(keras.callbacks.Callback):
         if self.step == self._num_train_steps:
             self.model.stop_training = True
         if self.step % self._steps_per_epoch == 0:
-            # Keras clears the sums for the next epoch; the next step event still reports what no event has reported.
+            # Keras clears the sums for the next epoch; the next step event also reports the rest of this one.
             total, count = self._loss_sums()
             self.logged_sums = self.logged_sums[0] - total, self.logged_sums[1] - count
         # Validation comes next and does not count as training time.
@@ -124,7 +124,7 @@ class MetricsLog(keras.callbacks.Callback):
             EpochEvent(
                 epoch=self._epoch,
                 step=self.step,
-                loss=finite_or_none(float(logs[LOSS.name])) or None,  # exactly 0 only without any label
+                loss=finite_or_none(float(logs[LOSS.name])) or None,  # 0 only if there is no label
                 validation=metric_values(logs, "val_"),
                 learning_rate=self._learning_rate(),
                 skipped_steps=self.skipped_steps,

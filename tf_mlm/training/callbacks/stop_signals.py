@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM, noted and answered after a checkpoint."""
+"""Stops a run on SIGINT or SIGTERM, after a checkpoint."""
 
 import signal
 import threading
@@ -8,9 +8,9 @@ from tf_mlm.errors import Interrupted
 
 
 class StopSignals:
-    """Notes SIGINT and SIGTERM from `handle` on, until the context ends; the second SIGINT ends the process at once.
+    """Records SIGINT and SIGTERM from the call of `handle` until the context ends. A second SIGINT ends the process.
 
-    Python delivers signals to the main thread only. In another thread, nothing is handled.
+    Python delivers signals to the main thread only. In another thread, signals are not handled.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class StopSignals:
             signal.signal(number, handler)
 
     def handle(self) -> None:
-        """Take the place of the present handlers."""
+        """Replace the current signal handlers."""
         if self._previous or not is_main_thread():
             return
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -39,7 +39,7 @@ class StopSignals:
             signal.signal(number, signal.SIG_DFL)  # a second Ctrl-C does not wait for Python to run a handler
 
     def raise_if_received(self, step: int, run: object) -> None:
-        """Raises Interrupted where a signal has arrived."""
+        """Raise Interrupted if a signal was received."""
         if self.received:
             name = signal.Signals(self.received).name
             raise Interrupted(
