@@ -86,8 +86,10 @@ def test_a_new_run_may_have_a_new_folder_or_an_empty_one(tmp_path: Path) -> None
 def test_a_directory_that_holds_a_run_is_refused_with_the_remedy(tmp_path: Path) -> None:
     begin(tmp_path / "unfinished", StartEvent()).release()
     begin(tmp_path / "finished", StartEvent(), EndEvent()).release()
-    assert "holds an unfinished run; continue it with --resume" in refusal(RunDirectory.create, tmp_path / "unfinished")
-    assert "holds a finished run" in refusal(RunDirectory.create, tmp_path / "finished")
+    assert "contains an unfinished run; continue it with --resume" in refusal(
+        RunDirectory.create, tmp_path / "unfinished"
+    )
+    assert "contains a finished run" in refusal(RunDirectory.create, tmp_path / "finished")
     assert RunDirectory.open(tmp_path / "finished").is_finished()
     assert not RunDirectory.open(tmp_path / "unfinished").is_finished()
 
@@ -141,7 +143,9 @@ def test_a_disk_that_is_too_small_is_refused_and_written_files_count(
     (tmp_path / "run" / "checkpoints" / "arrays").write_bytes(bytes(2**20))
     monkeypatch.setattr(directory, "free_bytes", lambda path: 2**20)
     run.check_disk(2 * 2**20)
-    assert "the run needs 9.0 MiB more, and 1.0 MiB are free; free disk space" in refusal(run.check_disk, 10 * 2**20)
+    assert "the run needs 9.0 MiB more, and 1.0 MiB are available; free disk space" in refusal(
+        run.check_disk, 10 * 2**20
+    )
     assert directory.describe_bytes(3 * 2**29) == "1.5 GiB"
 
 
@@ -167,8 +171,8 @@ def test_two_processes_never_share_a_run_and_a_killed_one_leaves_no_obstacle(tmp
     )  # fmt: skip
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-        assert "another process is training there" in refusal(RunDirectory.open, tmp_path / "run")
-        assert "another process is training there" in refusal(RunDirectory.create, tmp_path / "run")
+        assert "another process is training in this directory" in refusal(RunDirectory.open, tmp_path / "run")
+        assert "another process is training in this directory" in refusal(RunDirectory.create, tmp_path / "run")
         holder.send_signal(signal.SIGKILL)
         holder.wait(30)
         assert (tmp_path / "run" / ".lock").exists()

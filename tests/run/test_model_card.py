@@ -87,9 +87,9 @@ def test_summary_compares_before_with_the_best_epoch() -> None:
         ["Epochs", "3 of 3"],
         ["Best epoch", "2"],
         ["Unigram entropy (the loss of predicting from token frequencies alone)", "6.9312"],
-        ["Tokens seen in training, padding not counted", "1,140,000"],
+        ["Tokens seen in training, without padding", "1,140,000"],
         ["Time", "1 h 30 min"],
-        ["Tokens per second, padding not counted (median of the epochs)", "1,600"],
+        ["Tokens per second, without padding (median of the epochs)", "1,600"],
     ):
         assert row in rows
 

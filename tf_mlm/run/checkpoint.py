@@ -1,4 +1,4 @@
-"""Checkpoints: the state from which a run continues exactly.
+"""Checkpoints: the state from which a run is resumed exactly.
 
 Data order, masks and dropout are functions of the seed and the step, so a checkpoint holds only the step, the weights,
 the optimizer, the metric sums of the epoch and the counts of skipped steps. All its numbers are finite.
@@ -23,17 +23,17 @@ _ARRAYS, _STATE, _BEST_MODEL = "arrays.safetensors", "state.json", "model"
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come.
+    """The progress of a run.
 
     Attributes:
-        step: updates done.
+        step: number of updates made.
         logged_sums: summed loss and number of labels of the current epoch at the last step event.
         metrics_bytes: length of metrics.jsonl; the resumed run writes later events again.
         seconds: time spent in training and validation.
         fingerprint: hash of config, data and model; a checkpoint is only loaded into the run that wrote it.
         epoch_seconds: time spent in the training steps of the current epoch.
-        skipped_steps: steps without an update, because their loss or gradient was not finite.
-        bad_steps: number of consecutive skipped steps up to now.
+        skipped_steps: number of steps without an update, because their loss or gradient was not finite.
+        bad_steps: number of consecutive skipped steps up to `step`.
         rolled_back: the steps from which and to which the run rolled back; None if it never did.
     """
 

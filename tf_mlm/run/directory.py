@@ -51,7 +51,7 @@ class RunDirectory:
         """Create the directory and take its lock.
 
         Raises:
-            Refused: it holds a run or anything else, cannot be written, or another process has it.
+            Refused: the directory is not empty, cannot be written, or is locked by another process.
         """
         if path.exists() and not path.is_dir():
             raise Refused(f"--output-dir {path}: is a file; pass a directory")
@@ -67,16 +67,16 @@ class RunDirectory:
         try:
             if run.metrics_path.exists() or run.config_path.exists():
                 if run.is_finished():
-                    raise Refused(f"--output-dir {path}: holds a finished run; choose a new directory")
+                    raise Refused(f"--output-dir {path}: contains a finished run; choose a new directory")
                 raise Refused(
-                    f"--output-dir {path}: holds an unfinished run; continue it with --resume, or choose a new "
+                    f"--output-dir {path}: contains an unfinished run; continue it with --resume, or choose a new "
                     "directory"
                 )
             names = {entry.name for entry in path.iterdir()} - {".lock"}
             if others := sorted(name for name in names if not (name.startswith(".") and name.endswith(TEMPORARY))):
                 raise Refused(f"--output-dir {path}: is not empty (it contains {others[0]}); choose a new directory")
         except Refused:
-            (path / ".lock").unlink(missing_ok=True)  # leave no file in a directory that belongs to something else
+            (path / ".lock").unlink(missing_ok=True)  # leave no lock file in a directory that is not a run
             run.release()
             raise
         recover(path)
@@ -87,7 +87,7 @@ class RunDirectory:
         """Take the lock of an existing run.
 
         Raises:
-            Refused: there is no run, or another process has it.
+            Refused: there is no run, or it is locked by another process.
         """
         run = cls(path)
         if not run.config_path.exists():
@@ -111,7 +111,9 @@ class RunDirectory:
             # The operating system frees the lock of a process that dies; the file may remain.
             self._lock.acquire()
         except filelock.Timeout:
-            raise Refused(f"{flag} {self.path}: another process is training there; wait for it or stop it") from None
+            raise Refused(
+                f"{flag} {self.path}: another process is training in this directory; wait for it or stop it"
+            ) from None
 
     def is_locked(self) -> bool:
         """Whether another process holds the lock."""
@@ -146,20 +148,20 @@ class RunDirectory:
             self.release()
 
     def check_disk(self, needed: int) -> None:
-        """Raises Refused if the disk is too small for a run of `needed` bytes, of which some may be written already."""
+        """Raise Refused if the disk is too small for a run of `needed` bytes, some of which may be written already."""
         present = sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
         free = free_bytes(self.path)
         if needed - present > free:
             raise Refused(
                 f"--output-dir {self.path}: the run needs {describe_bytes(needed - present)} more, and "
-                f"{describe_bytes(free)} are free; free disk space, choose a directory on another disk, or set "
+                f"{describe_bytes(free)} are available; free disk space, choose a directory on another disk, or set "
                 "checkpoint.keep = 1"
             )
 
     def locate(self, config: Config) -> Config:
         """`config` with the absolute paths of the model and the dataset that the run has recorded.
 
-        A relative path in config.toml is kept as it was typed; it holds only in the directory where the run started.
+        A relative path in config.toml is valid only in the directory where the run was started.
         """
         recorded = self._read_environment().get("paths", {})
         name, dataset = (
@@ -169,7 +171,7 @@ class RunDirectory:
         return replace(config, model=replace(config.model, name=name), data=replace(config.data, dataset=dataset))
 
     def load_train_hashes(self) -> "np.ndarray | None":
-        """uint64, a hash of each training document; None where the run has recorded none."""
+        """uint64, a hash of each training document; None if the run has recorded none."""
         import numpy as np  # not needed to print help
 
         path = self.train_hashes_path
@@ -193,6 +195,7 @@ class RunDirectory:
 
     @property
     def name(self) -> str:
+        """The name for display. In a locale that is not UTF-8, the name of the directory may not be valid text."""
         return _as_text(self.path.resolve().name)
 
     def write_config(self, config: Config) -> None:
@@ -227,7 +230,7 @@ class RunDirectory:
             os.truncate(self.metrics_path, kept.rfind(b"\n") + 1)
 
     def choose_curve(self) -> Path:
-        """The file of the curve in plots/: the run's own, never that of another run.
+        """The file of the curve in plots/. The curve of another run is never overwritten.
 
         A copied run directory gets its own file; a moved one keeps its file.
         """
@@ -238,7 +241,7 @@ class RunDirectory:
             if not isinstance(curve, str) or not isinstance(recorded, str) or not Path(curve).name.endswith(".png"):
                 raise Refused(f"{self.environment_path}: is damaged: curve = {curve!r}; remove it")
             if recorded == here or not os.path.exists(_as_path(recorded)):
-                return Path("plots") / _as_path(curve).name  # an untrusted run may name any path
+                return Path("plots") / _as_path(curve).name  # an untrusted run may contain any path
         name = self.path.resolve().name
         names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
         return next(path for name in names if not (path := Path("plots") / f"{name}.png").exists())
@@ -265,7 +268,7 @@ def _as_path(text: str) -> Path:
 
 
 def free_bytes(path: Path) -> int:
-    """Free bytes of the disk of `path`, or of its nearest parent that exists."""
+    """Free bytes on the disk of `path`, or of its nearest existing parent."""
     return shutil.disk_usage(
         next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
     ).free
@@ -276,7 +279,7 @@ def describe_bytes(number: int) -> str:
 
 
 def new_run_path(config_name: str) -> Path:
-    """runs/<config name>-<time>, with a number added if that exists."""
+    """runs/<config name>-<time>, with a number appended if that exists."""
     name = f"{config_name}-{time.strftime('%Y%m%d-%H%M%S')}"
     candidates = (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in range(1, 1000))
     return next(path for path in candidates if not path.exists())
@@ -285,7 +288,7 @@ def new_run_path(config_name: str) -> Path:
 def newest_unfinished_run(root: Path) -> Path | None:
     """The resumable run in `root` that was started or resumed last.
 
-    Finished, diverged and running runs are skipped: a diverged run would diverge again.
+    Finished, diverged and running runs are skipped. A diverged run would diverge again.
     """
     runs = [RunDirectory(path.parent) for path in root.glob("*/config.toml")]
     return max(

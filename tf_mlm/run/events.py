@@ -25,11 +25,11 @@ _VALIDATION = "val_"
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """What all events share.
+    """The base class of all events.
 
     Attributes:
-        step: updates made until then.
-        validation: value of each metric by name, of events that report a validation; `val_<name>` in JSON.
+        step: number of updates made before the event.
+        validation: values of the metrics by name, in events that report a validation; `val_<name>` in JSON.
     """
 
     kind: ClassVar[str]
@@ -40,21 +40,21 @@ class Event:
 
     @property
     def val_loss(self) -> float | None:
-        """The validation loss; None where there is none or it is not finite."""
+        """The validation loss; None if it is missing or not finite."""
         return finite_or_none((self.validation or {}).get(LOSS.name))
 
     def as_dict(self) -> dict[str, Any]:
-        """The event as JSON has it; a field that is None because it does not apply is omitted."""
+        """The event as a JSON object. A field that is None because it does not apply is omitted."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         found = {"event": self.kind, "epoch": values.pop("epoch"), "step": values.pop("step")}
         if "loss" in values:
-            found["loss"] = values.pop("loss")  # None where every step was skipped
+            found["loss"] = values.pop("loss")  # None if every step was skipped
         found |= {f"{_VALIDATION}{name}": value for name, value in (values.pop("validation") or {}).items()}
         return found | {name: value for name, value in values.items() if value is not None}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The event of a JSON object; unknown keys are ignored.
+        """Build an event from a JSON object. Unknown keys are ignored.
 
         Raises:
             ValueError: a value has the wrong type.
@@ -76,11 +76,11 @@ class StartEvent(Event):
     """The model before training.
 
     Attributes:
-        unigram_entropy: of the training text, in nats a token.
+        unigram_entropy: unigram entropy of the training text, in nats per token.
         mlm_probability: share of the tokens masked in training.
         validation_mlm_probability: share of the tokens masked in validation.
         schedule: (step, learning rate) at some steps of the training, counted from 1.
-        matmul_peak_tokens_per_second: speed of the matrix products of a step alone; None where not measured.
+        matmul_peak_tokens_per_second: speed of the matrix products of a step alone; None if not measured.
     """
 
     kind = "start"
@@ -101,11 +101,11 @@ class StepEvent(Event):
     """The steps since the previous step event.
 
     Attributes:
-        loss: mean over the masked tokens of those steps; None where every one of them was skipped.
-        learning_rate: of the last of them.
-        tokens_per_second: real tokens, padding not counted.
-        skipped_steps: of the run so far.
-        mfu: positions a second over those that the matrix products alone would allow; None where not measured.
+        loss: mean over the masked tokens of these steps; None if all of them were skipped.
+        learning_rate: learning rate of the last of these steps.
+        tokens_per_second: real tokens, without padding.
+        skipped_steps: number of skipped steps of the run so far.
+        mfu: positions per second, relative to the speed of the matrix products alone; None if not measured.
     """
 
     kind = "step"
@@ -122,8 +122,8 @@ class EpochEvent(Event):
     """An epoch and the validation at its end.
 
     Attributes:
-        loss: token-weighted mean over the epoch's training steps; None where every one of them was skipped.
-        seconds: training and validation of this epoch.
+        loss: token-weighted mean over the training steps of the epoch; None if all of them were skipped.
+        seconds: duration of training and validation in this epoch.
     """
 
     kind = "epoch"
@@ -141,8 +141,8 @@ class EndEvent(Event):
     """The end of a finished run.
 
     Attributes:
-        best_epoch: 0 where no epoch was better than the model before training.
-        seconds: spent in training and validation.
+        best_epoch: 0 if no epoch was better than the model before training.
+        seconds: duration of training and validation in the run.
         stopped_early: whether early stopping ended the run.
         rolled_back: the steps from which and to which the run rolled back; None if it never did.
     """
@@ -161,7 +161,7 @@ class EndEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class NonFiniteEvent(Event):
-    """The end of a run whose loss was not finite again after it had rolled back.
+    """The end of a run whose loss was not finite again after a rollback.
 
     Attributes:
         sequences: rows of the training data in the failing steps.
@@ -179,7 +179,7 @@ _ADAPTERS: dict[type[Event], TypeAdapter[Any]] = {kind: TypeAdapter(kind) for ki
 
 
 class Events(tuple[Event, ...]):
-    """The events of a run in order; any part of a run, even none."""
+    """The events of a run in order. It may be incomplete or empty."""
 
     @classmethod
     def from_dicts(cls, objects: list[dict[str, Any]]) -> Self:
@@ -207,9 +207,9 @@ class Events(tuple[Event, ...]):
 
     @property
     def best(self) -> StartEvent | EpochEvent | None:
-        """The event of the lowest finite validation loss, the first of equals; None where there is none.
+        """The event with the lowest finite validation loss, the first one among equals; None if there is none.
 
-        It is the start where no epoch was better than the model before training.
+        It is the start event if no epoch was better than the model before training.
         """
         candidates = [event for event in self if isinstance(event, StartEvent | EpochEvent)]
         finite = [event for event in candidates if event.val_loss is not None]
@@ -217,7 +217,7 @@ class Events(tuple[Event, ...]):
 
     @property
     def steps_per_epoch(self) -> float | None:
-        """Updates in an epoch; None where no event tells."""
+        """Number of updates per epoch; None if no event records it."""
         if self.start and self.start.steps_per_epoch:
             return self.start.steps_per_epoch
         return next((event.step / event.epoch for event in self.epochs), None)
@@ -227,7 +227,7 @@ class Events(tuple[Event, ...]):
         return max((getattr(event, "skipped_steps", 0) for event in self), default=0)
 
     def has_stopped_early(self, patience: int) -> bool:
-        """Whether the last `patience` epochs are all no better than one before them; False where patience is 0."""
+        """Whether none of the last `patience` epochs is better than all epochs before them; False if patience is 0."""
         losses = [math.inf if event.val_loss is None else event.val_loss for event in self.epochs]
         return 0 < patience < len(losses) and min(losses[-patience:]) >= min(losses[:-patience])
 
@@ -242,7 +242,7 @@ def append_event(path: Path, event: Event) -> None:
 
 
 def read_events(path: Path) -> Events:
-    """The events of `metrics.jsonl`; a half last line, left by a kill, is ignored.
+    """The events of `metrics.jsonl`. An incomplete last line, left by a kill, is ignored.
 
     Raises:
         Refused: a line is damaged.
@@ -250,7 +250,7 @@ def read_events(path: Path) -> Events:
     if not path.exists():
         return Events()
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    lines.pop()  # after the last line end: nothing, or half a line
+    lines.pop()  # after the last newline: nothing, or an incomplete line
     events = []
     for number, line in enumerate(lines, start=1):
         try:

@@ -19,7 +19,7 @@ from tf_mlm.model.metrics import METRICS
 from tf_mlm.run.directory import RunDirectory
 from tf_mlm.run.events import Event, Events, finite_or_none
 
-# Listed one by one: other entries of environment.json hold paths of the machine.
+# An explicit list, because other entries of environment.json contain paths of the machine.
 _ENVIRONMENT = (
     "tf_mlm", "python", "tensorflow", "tf_keras", "transformers", "datasets", "tokenizers", "safetensors",
     "platform", "processor", "precision", "precision_reason", "xla", "xla_reason",
@@ -42,7 +42,7 @@ class RunReport:
     Attributes:
         run_name: the last part of the run directory.
         events: the events so far; those of an unfinished run have no end.
-        num_parameters: of the whole model; tied weights count once.
+        num_parameters: number of parameters of the whole model; tied weights count once.
         model_type: Hugging Face's name of the architecture, such as `distilbert`.
         data: counts by name, {train,validation}_{documents,tokens,sequences,sequences_used}, dropped_overlap and
             dropped_empty (documents), and the `fingerprint` of the text. Where known, also held_out (a share of the
@@ -68,7 +68,7 @@ def load_report(run: RunDirectory, events: Events | None = None, takes_strings: 
     """The report of a finished run.
 
     Args:
-        events: those of the run with its end, where the end is not written yet.
+        events: the events of the run including its end, if the end is not written yet.
     """
     environment = json.loads(run.environment_path.read_text())
     config, events = load_config(run.config_path), events or run.read_events()
@@ -173,7 +173,7 @@ def _what_it_is(report: RunReport) -> str:
     best, end = report.events.best, report.events.end
     if best and best.epoch == 0 and report.events.epochs:
         paragraphs.append(
-            "**No epoch was better than the model before training.** These are the weights before training: lower the "
+            "**No epoch was better than the model before training.** These are the weights before training. Lower the "
             "learning rate, or train on more text."
         )
     if end and end.stopped_early:
@@ -185,7 +185,7 @@ def _what_it_is(report: RunReport) -> str:
         names = ", ".join(f"`{weight}`" for weight in report.new_weights)
         paragraphs.append(f"Newly initialized weights (missing from the starting checkpoint): {names}.")
     if not report.events.end:
-        paragraphs.append(f"**This run has not finished.** The card shows it after {_epochs_done(report)} epochs.")
+        paragraphs.append(f"**This run has not finished.** The card describes {_epochs_done(report)} epochs.")
     return "\n\n".join(paragraphs)
 
 
@@ -214,18 +214,18 @@ def _summary(report: RunReport) -> str:
         ],
         ["Skipped steps (loss or gradient not finite)", str(report.events.skipped_steps)],
         [
-            "Tokens seen in training, padding not counted",
+            "Tokens seen in training, without padding",
             "–" if not end or end.num_tokens is None else f"{end.num_tokens:,}",
         ],
         ["Time", _duration(seconds)],
         [
-            "Tokens per second, padding not counted (median of the epochs)",
+            "Tokens per second, without padding (median of the epochs)",
             _number(median(speeds) if speeds else None, "{:,.0f}"),
         ],
     ]
     mfus = [mfu for epoch in epochs if (mfu := finite_or_none(epoch.mfu)) is not None]
     if mfus:
-        facts.append(["Share of the speed of the matrix products alone, padding counted (MFU)", f"{median(mfus):.0%}"])
+        facts.append(["Speed relative to the matrix products alone, with padding (MFU)", f"{median(mfus):.0%}"])
     if end and end.rolled_back:
         facts.append(["Rolled back after bad steps", "from step {:,} to step {:,}".format(*end.rolled_back)])
     masked = f"Validation, {VALIDATION_PROBABILITY:.0%} of the tokens masked"
@@ -263,12 +263,12 @@ python -m tf_mlm evaluate .{" --dataset NAME_OR_PATH" if for_hub else ""}
 
 def _with_tensorflow_alone(report: RunReport, sentence: str) -> str:
     if report.takes_strings:
-        what = "strings in, filled words out"
+        interface = "it takes strings and returns the filled words"
         call = f'fill = model.signatures["fill_mask"]\nprint(fill(text=tf.constant([{sentence!r}]), k=tf.constant(5)))'
     else:
-        what = "`ids` and `mask` are int32, [batch, length]"
+        interface = "`ids` and `mask` are int32, [batch, length]"
         call = 'logits = model.signatures["logits"](input_ids=ids, attention_mask=mask)["logits"]'
-    return f"""With TensorFlow alone, from the SavedModel written when a run ends; {what}:
+    return f"""With TensorFlow alone, from the SavedModel that a finished run contains; {interface}:
 
 ```python
 import tensorflow as tf
@@ -336,8 +336,8 @@ def _epochs(report: RunReport) -> str:
     return (
         "## Every epoch\n\nEpoch 0 is the model before training. The best epoch is bold. The training loss is the mean "
         f"over the epoch, with dropout and {100 * report.config.masking.mlm_probability:.4g}% of the tokens masked; "
-        f"all other metrics are of the validation, with {VALIDATION_PROBABILITY:.0%} masked. The learning rate is that "
-        "of the last step.\n\n" + _table(header, rows)
+        f"all other metrics are validation metrics, with {VALIDATION_PROBABILITY:.0%} masked. The learning rate is "
+        "that of the last step.\n\n" + _table(header, rows)
     )
 
 
@@ -365,8 +365,8 @@ def _limits(report: RunReport) -> str:
 - The model fills masks, and can be fine-tuned, for text like its training text. It does not generate text. Only its
   loss and accuracy on {report.data["validation_sequences_used"]:,} validation sequences were measured; they do not
   apply to other text or to other tasks.
-- A fill is a likely word, not a true statement. Errors and biases of the training text and of the starting model can
-  occur in the fills; they were not examined."""
+- A fill is a likely word, not a verified fact. Errors and biases of the training text and of the starting model can
+  occur in the fills; they were not evaluated."""
 
 
 def _environment(report: RunReport) -> str:
@@ -398,7 +398,7 @@ def _is_on_hub(source: Source) -> bool:
 
 
 def _shown(source: Source) -> str:
-    """A Hub name as it is, a local path by its last part: readers of the card have other directories."""
+    """A Hub name unchanged, or the last part of a local path, because the card is read on other machines."""
     return source.name if _is_on_hub(source) else re.split(r"[/\\]", source.name.rstrip("/\\"))[-1]
 
 

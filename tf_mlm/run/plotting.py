@@ -28,20 +28,20 @@ _LABEL_MARGIN = 5  # pixels around a label
 _LOG_10 = math.log(10)
 _DIGITS = ([1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8], [1, 1.5, 2, 3, 5, 7], [1, 2, 5], [1, 3], [1])
 
-# Otherwise the ids inside an svg are random, and the same events give other bytes.
+# A fixed salt makes the ids in an svg, and so its bytes, reproducible.
 matplotlib.rcParams["svg.hashsalt"] = "tf_mlm"
 
 
 def plot_loss(events: Events, title: str) -> dict[str, bytes]:
     """The curve as `png` (1600 x 1040 pixels, made to be shown 800 wide) and `svg`.
 
-    A training loss is a mean: it is drawn at the middle of its interval, the validation loss at the end of the epoch.
-    The losses of the epochs set the height; values outside are named at the upper edge.
-    A curve is interrupted at a loss that is None or not finite, and a cross marks the place.
+    A training loss is a mean and is drawn at the middle of its interval; a validation loss at the end of its epoch.
+    The losses of the epochs set the limits of the axis; values outside are named at the upper edge.
+    A curve is interrupted at a loss that is None or not finite, and a cross marks the position.
 
     Args:
-        events: any part of a run, even none.
-        title: one line; shortened where it is longer than the figure is wide.
+        events: the events of a run, possibly incomplete or empty.
+        title: one line; shortened if it is wider than the figure.
     """
     figure = Figure(figsize=(8, 5.2), dpi=200, layout="constrained", facecolor="white")
     loss_axes, rate_axes = figure.subplots(2, 1, sharex=True, height_ratios=(5, 1))
@@ -74,7 +74,7 @@ Place = tuple[float, float, Literal["left", "center", "right"], Literal["top", "
 
 @dataclass(frozen=True)
 class Label:
-    """A text in the figure, and the places where it may stand, best first.
+    """A text in the figure and its candidate positions, best first.
 
     Attributes:
         places: (x offset in points, y offset in points, horizontal alignment, vertical alignment).
@@ -85,7 +85,7 @@ class Label:
 
 
 def place_labels(figure: Figure, labels: list[Label]) -> None:
-    """Move each label to the first of its places where it covers no other label and stays inside the axes."""
+    """Move each label to its first candidate position that covers no other label and lies inside the axes."""
     for label in labels:
         label.text.set_in_layout(False)  # the size of the axes must not depend on where the labels are
     figure.draw_without_rendering()
@@ -120,11 +120,11 @@ def _outside(box: Bbox, frame: BboxBase) -> float:
 
 
 def loss_limits(events: Events) -> tuple[float, float]:
-    """The lowest and the highest loss to show.
+    """The limits of the loss axis.
 
-    From the third epoch on, the losses of the epochs, and those references and lower steps that leave the epochs 45 %
-    of the height. Before the third epoch, everything. A loss above 1.5 times the references is left out as diverged,
-    unless all of them are: its curve leaves the figure.
+    Before the third epoch, they include every loss. From the third epoch on, they include the losses of the epochs,
+    and the references and lower step losses that leave 45 % of the height to the epochs. A loss above 1.5 times the
+    references counts as diverged and is excluded, unless all losses are: its curve leaves the figure.
     """
     start, epochs = [events.start] if events.start else [], events.epochs
     steps = _finite(_numbers(events.steps, "loss"))
@@ -146,10 +146,10 @@ def loss_limits(events: Events) -> tuple[float, float]:
 
 
 def perplexity_ticks(low: float, high: float) -> list[tuple[float, str]]:
-    """Round perplexities between two losses, as (loss, label), none nearer to another than 1/9 of the axis."""
+    """Round perplexities between two losses, as (loss, label), at distances of at least 1/9 of the axis."""
     gap = (high - low) / 9
-    low, high = max(low, 0.0), min(high, 600.0)  # e^600 is still a float, and more than a reader asks for
-    if high - low < 1:  # within a factor of e, even steps stay apart
+    low, high = max(low, 0.0), min(high, 600.0)  # e^600 does not overflow a float
+    if high - low < 1:  # within a factor of e, equal steps do not overlap
         even = MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10])
         perplexities = list(even.tick_values(math.exp(low), math.exp(high)))
     else:
@@ -164,7 +164,7 @@ def perplexity_ticks(low: float, high: float) -> list[tuple[float, str]]:
 
 
 def _draw_losses(axes: Axes, events: Events) -> list[Label]:
-    """Draw the loss panel; returns the labels that are still to be placed."""
+    """Draw the loss panel. Returns the labels that are not placed yet."""
     start, steps, epochs = [events.start] if events.start else [], events.steps, events.epochs
     marker = "o" if len(epochs) <= 40 else ""
     training_ratio, validation_ratio = _mask_ratios(events)
@@ -221,9 +221,9 @@ def _draw_losses(axes: Axes, events: Events) -> list[Label]:
         if highest > high * 1.0001:
             above.append((highest, f"{name} up to {_short(highest)}"))
     span = max(high - low, 0.05)
-    # Room below for the label of the best epoch, above for the names of values outside.
+    # Space below for the label of the best epoch, and above for the names of values outside.
     best = events.best if events.epochs else None
-    if best and (best.val_loss or 0.0) < low:  # only the model before training, far below its epochs
+    if best and (best.val_loss or 0.0) < low:  # only the model before training can lie far below its epochs
         best = None
     bottom = min(low - 0.04 * span, (best.val_loss or 0.0) - 0.14 * span if best else low)
     axes.set_ylim(bottom, high + (0.08 + 0.065 * len(above)) * span)
@@ -264,7 +264,7 @@ def _draw_losses(axes: Axes, events: Events) -> list[Label]:
     perplexity.tick_params(labelsize=9)
     perplexity.set_ylabel("perplexity", fontsize=10)
     perplexity.spines["right"].set_visible(False)
-    # Above the axes, where it covers nothing. Without any handle, matplotlib would warn unless they are passed.
+    # Above the axes, where it covers nothing. The handles are passed, because matplotlib warns if there are none.
     axes.legend(
         handles=axes.get_legend_handles_labels()[0],
         loc="lower left",
@@ -280,7 +280,7 @@ def _draw_losses(axes: Axes, events: Events) -> list[Label]:
 
 
 def _mask_ratios(events: Events) -> tuple[str, str]:
-    """Suffixes of the labels of training and validation: the shares of masked tokens where they differ."""
+    """Suffixes of the labels of training and validation: the shares of masked tokens, if they differ."""
     start = events.start
     training = start.mlm_probability if start else None
     validation = start.validation_mlm_probability if start else None
@@ -319,7 +319,7 @@ def _draw_references(axes: Axes, references: list[tuple[float, str]]) -> list[La
             textcoords="offset points",
             path_effects=_HALO,
         )
-        # Right end first, where the curves are far below; then to the left, in steps of an eighth of the width.
+        # First the right end, where the curves are low; then to the left, in steps of an eighth of the width.
         places: list[Place] = []
         for shift in range(0, 400, 50):
             places += [(-3 - shift, 3, "right", "bottom"), (-3 - shift, -3, "right", "top")]
@@ -352,7 +352,7 @@ def _draw_best(axes: Axes, best: StartEvent | EpochEvent, events: Events) -> Lab
 
 
 def _draw_rate(axes: Axes, events: Events) -> None:
-    """The schedule up to the last step; the rates of the logged steps in a run that has not recorded its schedule."""
+    """Draw the schedule up to the last step, or the rates of the logged steps if the run recorded no schedule."""
     rated = sorted([*events.steps, *events.epochs], key=lambda event: event.step)
     steps, rates = np.array([event.step for event in rated], float), _numbers(rated, "learning_rate")
     if events.start and events.start.schedule and rated:
@@ -371,7 +371,7 @@ def _draw_rate(axes: Axes, events: Events) -> None:
 
 
 def _numbers(events: Sequence[Event], name: str) -> np.ndarray:
-    """The values of one name; a missing, None or infinite one is nan, where matplotlib interrupts a line."""
+    """The values of one name; a missing, None or infinite value is nan, at which matplotlib interrupts a line."""
     values = np.array([getattr(event, name, None) for event in events], dtype=float)
     return np.where(np.isfinite(values), values, np.nan)
 
@@ -382,5 +382,5 @@ def _finite(*values: np.ndarray) -> np.ndarray:
 
 
 def _epochs_done(some: Sequence[Event], events: Events) -> np.ndarray:
-    """The steps of some of the events in epochs; steps themselves where no event tells the length of an epoch."""
+    """The steps of `some` events in units of epochs, or in steps if no event records the length of an epoch."""
     return _numbers(some, "step") / (events.steps_per_epoch or 1)

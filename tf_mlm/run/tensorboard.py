@@ -15,7 +15,7 @@ _PREFIXES = {"step": "", "epoch": "epoch_"}
 class TensorBoardFiles:
     """Writes the numbers of each event as scalars: validation metrics to validation/, the others to train/.
 
-    There an epoch's numbers are named epoch_..., apart from those of its last step.
+    In train/, the values of an epoch are named epoch_..., to distinguish them from those of its last step.
     """
 
     def __init__(self, folder: Path, events: Events):
@@ -51,5 +51,5 @@ class TensorBoardFiles:
 
 
 def _fits_float32(value: object) -> bool:
-    """Whether TensorBoard can store the value, which it does in float32: a perplexity can be larger."""
+    """Whether the value fits in float32, which TensorBoard stores. A perplexity can be larger."""
     return isinstance(value, int | float) and abs(value) <= float(tf.float32.max)
