@@ -74,7 +74,7 @@ def test_the_default_job_downloads_trains_exports_and_continues_from_the_cache(
     for others in ({}, {"HF_HUB_OFFLINE": "1"}):
         result = run_train(hub.url, tmp_path, *SMALL, "--plan", **others)
         assert (result.returncode, result.stderr) == (0, "")
-        assert "OUT OF REACH" not in result.stdout and "30 documents" in result.stdout
+        assert "CANNOT BE REACHED" not in result.stdout and "30 documents" in result.stdout
 
 
 LOAD = """

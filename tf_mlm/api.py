@@ -69,7 +69,7 @@ def train(
         config: settings, the path of a TOML file, or the name of a recipe, such as "sample". None uses the defaults.
         overrides: values by setting name, such as `{"training.epochs": 3}`. They replace the values of `config`.
         callbacks: Keras callbacks (`tf_keras.callbacks.Callback`). Checkpoints do not contain their state, so they
-            start anew when the run is resumed.
+            start in their initial state when the run is resumed.
         output_dir: the run directory, which must not exist or be empty. None creates `runs/<config name>-<time>`.
 
     Returns:
@@ -77,12 +77,12 @@ def train(
 
     Raises:
         Refused: a setting, the data or the model is wrong; nothing was trained.
-        NonFiniteLoss: the loss was not finite, again after rolling back to a checkpoint.
+        NonFiniteLoss: the loss was not finite, and again after rolling back to a checkpoint.
         Interrupted: a signal stopped the run after it had written a checkpoint.
     """
     name = "run" if isinstance(config, Config) else Path(config).stem if config is not None else "imdb"
     resolved = _resolve(config, overrides or {})
-    # Created before the libraries are imported, so that a wrong directory is reported at once.
+    # Created before the slow imports, so that a wrong directory is reported immediately.
     run = RunDirectory.create(Path(output_dir) if output_dir is not None else new_run_path(name))
     with run.discarded_if_refused():
         start_libraries(resolved)
@@ -94,7 +94,7 @@ def train(
         try:
             train_run(resolved, run, callbacks)
         finally:
-            keras.mixed_precision.set_global_policy(policy)  # models that the caller builds next are not affected
+            keras.mixed_precision.set_global_policy(policy)  # does not affect other models of the caller
     return Run(run.path.absolute())
 
 
@@ -108,7 +108,7 @@ def load(run_or_model: Run | str | Path) -> LoadedModel:
         Refused: no model was found, or it has no trained masked language modeling head.
     """
     name = str(run_or_model.path if isinstance(run_or_model, Run) else run_or_model)
-    # With XLA, which a later `train` in this process needs: TensorFlow decides once.
+    # Enables XLA for a later `train` in this process, because TensorFlow reads its flags only once.
     start_libraries(Config(model=ModelConfig(name=name), data=DataConfig(dataset="sample")))
     from tf_mlm.inference.loaded import LoadedModel
 
@@ -116,7 +116,7 @@ def load(run_or_model: Run | str | Path) -> LoadedModel:
 
 
 def _resolve(config: Config | str | Path | None, overrides: Mapping[str, Any]) -> Config:
-    """The settings, checked, with `overrides` in place of their values."""
+    """The validated settings, with `overrides` applied."""
     if not isinstance(config, Config):
         return load_config(find_recipe(str(config)) if config is not None else None, overrides)
     with tempfile.TemporaryDirectory() as folder:

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 TEMPORARY, _REPLACED = ".tmp", ".replaced"
-"""Suffixes of the names of what is being written, and of the old directory while it is replaced."""
+"""Suffixes of temporary names, and of an old directory while it is replaced."""
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a temporary file beside `path` and rename it to `path`.
+    """Write a temporary file in the directory of `path` and rename it to `path`.
 
     Raises:
         OSError: the file cannot be written; `path` keeps its old content.
@@ -35,7 +35,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 def atomic_directory(folder: Path) -> Iterator[Path]:
     """A temporary directory that replaces `folder` at the end of the block, and is removed if the block raises.
 
-    A directory cannot be renamed over another one: after a kill between two renames, `recover` restores the old one.
+    Replacing a directory takes two renames; after a kill between them, `recover` restores the old directory.
     """
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=TEMPORARY, dir=folder.parent))
     replaced = folder.parent / f".{folder.name}{_REPLACED}"

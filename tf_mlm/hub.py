@@ -72,7 +72,7 @@ def is_offline() -> bool:
 
 
 def connect() -> None:
-    """Set `HF_HUB_OFFLINE` for this process if the Hub does not answer; an error status is an answer."""
+    """Set `HF_HUB_OFFLINE` for this process if the Hub does not answer; an error status counts as an answer."""
     if is_offline():
         return
     answered = threading.Event()

@@ -1,4 +1,4 @@
-"""JSON that every reader accepts."""
+"""Strict JSON, without NaN and Infinity."""
 
 import json
 import math

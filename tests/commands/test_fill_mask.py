@@ -23,7 +23,7 @@ def test_lines_without_a_mask_are_reported_and_the_others_answered(
     assert [json.loads(line)["sentence"] for line in captured.out.splitlines()] == ["A [MASK].", "The [MASK] film."]
     first, last = captured.err.splitlines()
     assert first.startswith("error: standard input line 3: ") and "'no mask here' has no [MASK]" in first
-    assert last == "error: fill-mask: 1 of 3 lines were not answered; see the lines above"
+    assert last == "error: fill-mask: 1 of 3 lines failed; see the errors above"
 
 
 def test_only_a_line_feed_ends_a_line_and_a_byte_order_mark_is_not_text(

@@ -299,7 +299,7 @@ def test_out_of_memory_is_reported_in_one_line_with_the_remedy(capsys: Capture) 
 def test_an_output_dir_that_is_taken_is_refused_and_untouched(capsys: Capture, finished_run: Path) -> None:
     taken = Path(shutil.copytree(finished_run, "TAKEN"))
     flags: list[str | Path] = ["--config", finished_run.parent / "tiny.toml", "--output-dir"]
-    assert "holds a finished run; choose a new directory" in refusal(capsys, train_main, *flags, taken)
+    assert "contains a finished run; choose a new directory" in refusal(capsys, train_main, *flags, taken)
     metrics = (taken / "metrics.jsonl").read_text()
     (taken / "metrics.jsonl").write_text(metrics[: metrics.rindex('{"event": "end"')])
     assert "unfinished run; continue it with --resume" in refusal(capsys, train_main, *flags, taken)
@@ -334,10 +334,10 @@ def test_the_default_job_offline_is_the_sample_with_a_banner_before_and_after(
 ) -> None:
     assert train_main(["--epochs", "4", "--plan"]) == 0
     out = capsys.readouterr().out
-    banner = "THE HUB IS OUT OF REACH, SO THIS IS THE SAMPLE"
+    banner = "THE HUB CANNOT BE REACHED. THIS RUN USES THE SAMPLE"
     before, between, after = out.split(banner)
     assert before.strip("=\n") == "" and "4 epochs" in between
-    assert "tokens/s in 5 trial steps" in between and "validation; the export" in between
+    assert "tokens/s in 5 trial steps" in between and "validation; without the export" in between
     assert "model.name = 'distilbert-base-uncased'" in after
     assert not Path("runs").exists()
 
@@ -358,7 +358,7 @@ def test_the_default_job_offline_trains_the_sample_and_resumes_it() -> None:
     command: list[str | Path] = [sys.executable, ROOT / "train.py", "--epochs", "1", "--output-dir", "RUN", "--resume"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("THE HUB IS OUT OF REACH") == 2
+    assert result.stdout.count("THE HUB CANNOT BE REACHED") == 2
     assert all(line.startswith(("step ", "epoch ")) for line in result.stderr.splitlines())
     assert load_config(Path("RUN/config.toml")).data.dataset == "sample"
     again = subprocess.run(command, capture_output=True, text=True)
@@ -402,17 +402,17 @@ def test_fill_mask_refuses_text_without_a_mask_or_too_long(capsys: Capture, fini
 
 
 def test_fill_mask_reports_a_missing_argument(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "no model; pass a run directory" in refusal(capsys, main, "fill-mask")
+    assert "no model given; pass a run directory" in refusal(capsys, main, "fill-mask")
     assert "expected 2 arguments" in refusal(capsys, main, "fill-mask", "--compare", "A")
     assert "unknown flag --topk; did you mean '--top-k'?" in refusal(
         capsys, main, "fill-mask", "A", "--topk", "3", "A [MASK]."
     )
     Path("model").mkdir()
-    for content, words in [(b"", "holds no sentence"), (b" \n\n", "holds no sentence"), (b"a\xff", "at byte 1")]:
+    for content, words in [(b"", "contains no sentence"), (b" \n\n", "contains no sentence"), (b"a\xff", "at byte 1")]:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
         assert words in refusal(capsys, main, "fill-mask", "model")
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    assert "write one after the model, or pipe sentences in" in refusal(capsys, main, "fill-mask", "model")
+    assert "pass one after the model, or pipe sentences in" in refusal(capsys, main, "fill-mask", "model")
 
 
 def test_a_text_that_is_not_utf_8_is_refused(capsys: Capture, finished_run: Path) -> None:
@@ -433,8 +433,8 @@ def test_a_saved_model_without_strings_or_none_at_all_is_refused(capsys: Capture
     Path("damaged").mkdir()
     Path("damaged/saved_model.pb").write_bytes(b"no protocol buffer")
     assert "this SavedModel cannot be loaded" in refusal(capsys, main, "fill-mask", "damaged", "A [MASK].")
-    assert "which only fill-mask can use" in refusal(capsys, main, "evaluate", "foreign")
-    assert "which only fill-mask can use" in refusal(capsys, main, "export", "foreign", "--output", "exported")
+    assert "which only fill-mask can load" in refusal(capsys, main, "evaluate", "foreign")
+    assert "which only fill-mask can load" in refusal(capsys, main, "export", "foreign", "--output", "exported")
 
 
 def test_evaluate_of_a_bare_model_needs_data(capsys: Capture, model: Path) -> None:

@@ -109,7 +109,7 @@ def test_a_resumed_run_that_another_process_holds_is_refused_by_the_flag_that_wa
     with filelock.FileLock(run / ".lock"), inside(tmp_path):
         assert train_main(["--resume", "RUN"]) == 2
     assert capsys.readouterr().err == (
-        "error: --resume RUN: another process is training there; wait for it or stop it\n"
+        "error: --resume RUN: another process is training in this directory; wait for it or stop it\n"
     )
 
 
@@ -128,7 +128,7 @@ def test_a_process_that_used_tensorflow_before_reports_that_it_has_no_xla_cluste
     command = [sys.executable, "-c", EXPORT_THEN_TRAIN, str(finished_run / "model")]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment())
     assert result.returncode == 0, result.stderr
-    assert "XLA off (this process used TensorFlow before; train in a new process for about 1.2 times" in result.stdout
+    assert "XLA off (TensorFlow was initialized before; train in a new process for about 1.2 times" in result.stdout
     assert json.loads((tmp_path / "RUN" / "environment.json").read_text())["xla"] == "off"
     own = json.loads((finished_run / "environment.json").read_text())
     assert own["xla"] in ("clusters", "step")

@@ -53,10 +53,9 @@ def test_a_converted_model_gives_the_models_logits_at_any_shape(
     captured = capsys.readouterr()
     assert captured.err == ""
     lines = captured.out.splitlines()
-    assert (
-        lines[0] == f"{folder}/model.{kind}: input_ids and attention_mask to logits; config and tokenizer are beside it"
-    )
-    assert lines[1].startswith("checked in its runtime: logits within ")
+    inputs = "maps input_ids and attention_mask to logits"
+    assert lines[0] == f"{folder}/model.{kind}: {inputs}; {folder} also has config and tokenizer"
+    assert lines[1].startswith("checked in its runtime: the logits differ from the model's by at most ")
     run = RUNTIMES[kind](folder / f"model.{kind}")
     for texts in (["the film"], ["the film was long", "a story", "the"]):
         encoded = transformers.AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="np")

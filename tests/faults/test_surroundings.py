@@ -108,7 +108,7 @@ def test_an_argument_that_the_locale_cannot_decode_is_refused_in_one_line(tmp_pa
         refused = command(tmp_path, *script, "größe.txt", **ASCII)
         assert refused.returncode == 2
         assert refused.stderr.decode("ascii").splitlines() == [
-            r"error: 'gr\udcc3\udcb6\udcc3\udc9fe.txt': not text in this locale (ascii); set PYTHONUTF8=1 for UTF-8"
+            r"error: 'gr\udcc3\udcb6\udcc3\udc9fe.txt': is not valid in this locale (ascii); set PYTHONUTF8=1"
         ]
     assert list(tmp_path.iterdir()) == []
 

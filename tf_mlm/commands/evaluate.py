@@ -9,18 +9,20 @@ from tf_mlm.errors import Refused
 from tf_mlm.inference.locate import find_model
 
 NAME = "evaluate"
-DESCRIPTION = "Loss, perplexity and accuracy over masked tokens."
+DESCRIPTION = "Compute loss, perplexity and accuracy on the masked tokens of a dataset."
 _OTHER_DATA = ("revision", "config_name", "document", "text_column", "csv_header", "validation_split")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="RUN_OR_MODEL", help="a run directory, a model directory or a name on the Hub")
-    parser.add_argument("--dataset", metavar="NAME_OR_PATH", help="data other than the run's own validation data")
+    parser.add_argument(
+        "--dataset", metavar="NAME_OR_PATH", help="dataset to evaluate on [the validation data of the run]"
+    )
     for key in _OTHER_DATA:
         flags = [f"--data.{key}", *(["--text-column"] if key == "text_column" else [])]
         description = setting_fields()[f"data.{key}"].default.description
         if key == "validation_split":
-            description = "split of --dataset to score; '' scores all documents ['test']"
+            description = "split of --dataset to evaluate on; '' selects all documents ['test']"
         parser.add_argument(*flags, dest=f"data.{key}", metavar="VALUE", default=argparse.SUPPRESS, help=description)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -31,9 +33,9 @@ def run(arguments: argparse.Namespace) -> None:
     if settings and arguments.dataset is None:
         raise Refused(f"--{next(iter(settings))} requires --dataset")
     if found.run is None and arguments.dataset is None:
-        raise Refused(f"evaluate {arguments.model}: a model has no validation data; pass --dataset")
+        raise Refused(f"evaluate {arguments.model}: is not a run directory and has no validation data; pass --dataset")
     config = replace(found.config or Config(), model=ModelConfig(name=found.model))
-    # The run's settings for its own columns and splits do not apply to other data.
+    # The run's settings for columns and splits do not apply to another dataset.
     data = load_config(None, settings | {"data.dataset": arguments.dataset}).data if arguments.dataset else config.data
     start_libraries(replace(config, data=data))
     from tf_mlm.inference.evaluate import evaluate_model, other_data

@@ -7,13 +7,13 @@ from tf_mlm.config import MaskingConfig
 from tf_mlm.inference.locate import find_model
 
 NAME = "explain"
-DESCRIPTION = "What training computes, on one sentence: tokenize, mask, predict, loss."
+DESCRIPTION = "Show the training computation on one sentence: tokenize, mask, predict, loss."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="RUN_OR_MODEL", help="a run directory, a model directory or a name on the Hub")
     parser.add_argument("sentence", metavar="SENTENCE")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="decides which tokens are masked [0]")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the random masks [0]")
 
 
 def run(arguments: argparse.Namespace) -> None:

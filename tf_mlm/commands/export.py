@@ -11,13 +11,13 @@ from tf_mlm.inference.locate import find_model
 from tf_mlm.run.directory import RunDirectory
 
 NAME = "export"
-DESCRIPTION = "Write the model for serving, for other runtimes or for the Hub."
+DESCRIPTION = "Export the model for serving, for other runtimes or for the Hub."
 _FORMATS = ("saved_model", "tflite", "onnx", "huggingface")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="RUN_OR_MODEL", help="a run directory, a model directory or a name on the Hub")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a directory that does not exist yet")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="output directory; must not exist")
     parser.add_argument(
         "--format", choices=_FORMATS, default=_FORMATS[0], help=f"one of {', '.join(_FORMATS)} [{_FORMATS[0]}]"
     )
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _export_model(name: str, kind: str, output: Path, directory: Path) -> str:
-    """Write to `directory`, which becomes `output`; returns lines for the reader."""
+    """Write to `directory`, which becomes `output`. Returns the report to print."""
     from tf_mlm.export.conversion import export_onnx, export_tflite
     from tf_mlm.export.saved_model import export_saved_model
     from tf_mlm.model.loading import load_trained
@@ -59,8 +59,8 @@ def _export_model(name: str, kind: str, output: Path, directory: Path) -> str:
         return f"SavedModel in {output}\n{export_saved_model(model, tokenizer, directory)}".rstrip()
     deviation = {"tflite": export_tflite, "onnx": export_onnx}[kind](model, tokenizer, directory)
     return (
-        f"{output}/model.{kind}: input_ids and attention_mask to logits; config and tokenizer are beside it\n"
-        f"checked in its runtime: logits within {deviation:.1e} of the model's, relative to the largest"
+        f"{output}/model.{kind}: maps input_ids and attention_mask to logits; {output} also has config and tokenizer\n"
+        f"checked in its runtime: the logits differ from the model's by at most {deviation:.1e} of the largest logit"
     )
 
 
@@ -69,6 +69,6 @@ def _export_for_hub(run: RunDirectory, output: Path, directory: Path) -> str:
 
     export_for_hub(run, directory)
     return (
-        f"{output}: model, tokenizer and card; upload it under your own name with\n"
+        f"{output}: model, tokenizer and model card; upload them with\n"
         f"hf upload YOUR_NAME/{re.sub(r'[^A-Za-z0-9._-]+', '-', run.name)} {shlex.quote(str(output))}"
     )

@@ -9,7 +9,7 @@ from tf_mlm.errors import Refused
 from tf_mlm.inference.locate import find_model, is_saved_model
 
 NAME = "fill-mask"
-DESCRIPTION = "The most likely words for each [MASK] of a sentence."
+DESCRIPTION = "Predict the most likely words for each [MASK] of a sentence."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,11 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN_OR_MODEL SENTENCE",
         nargs="*",
         help="a run directory, a model directory, a SavedModel or a name on the Hub; then sentences such as "
-        '"This is a great [MASK].", or none to read them from standard input, one a line',
+        '"This is a great [MASK]."; without a sentence, reads standard input, one sentence per line',
     )
-    parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two models side by side")
-    parser.add_argument("--top-k", type=int, default=5, metavar="K", help="words for each mask [5]")
-    parser.add_argument("--json", action="store_true", help="print one JSON object a sentence")
+    parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="compare two models side by side")
+    parser.add_argument("--top-k", type=int, default=5, metavar="K", help="number of words for each mask [5]")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per sentence")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise Refused(f"--top-k {arguments.top_k}: must be at least 1")
     names, sentences = arguments.compare or arguments.texts[:1], arguments.texts[not arguments.compare :]
     if not names:
-        raise Refused("fill-mask: no model; pass a run directory, a model directory, a SavedModel or a name on the Hub")
+        raise Refused("fill-mask: no model given; pass a run directory, a model directory, a SavedModel or a Hub name")
     models = [name if is_saved_model(name) else find_model(name).model for name in names]
     from_stdin = not sentences
     lines = _read_lines() if from_stdin else dict(enumerate(sentences, start=1))
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
             print(f"error: standard input line {number}: {error}", file=sys.stderr)
             num_refused += 1
     if num_refused:
-        raise Refused(f"fill-mask: {num_refused} of {len(lines)} lines were not answered; see the lines above")
+        raise Refused(f"fill-mask: {num_refused} of {len(lines)} lines failed; see the errors above")
 
 
 def _answer(fillers: list[Any], names: list[str], sentence: str, arguments: argparse.Namespace) -> None:
@@ -67,14 +67,14 @@ def _answer(fillers: list[Any], names: list[str], sentence: str, arguments: argp
 
 
 def _read_lines() -> dict[int, str]:
-    """The lines of standard input by number, without blank ones; only `\\n` ends a line."""
+    """The lines of standard input by number, without blank lines. Only `\\n` ends a line."""
     if sys.stdin is None or sys.stdin.isatty():
-        raise Refused("fill-mask: no sentence; write one after the model, or pipe sentences in, one a line")
+        raise Refused("fill-mask: no sentence given; pass one after the model, or pipe sentences in, one per line")
     try:
         lines = sys.stdin.buffer.read().decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise Refused(f"fill-mask: standard input is not UTF-8 at byte {error.start}; convert it") from None
+        raise Refused(f"fill-mask: standard input is not UTF-8 at byte {error.start}; convert it to UTF-8") from None
     found = {number: line.removesuffix("\r") for number, line in enumerate(lines, start=1) if line.strip()}
     if not found:
-        raise Refused("fill-mask: standard input holds no sentence; pipe sentences in, one a line")
+        raise Refused("fill-mask: standard input contains no sentence; pipe sentences in, one per line")
     return found

@@ -1,4 +1,4 @@
-"""Starts TensorFlow and the Hugging Face libraries, after asking whether the Hub can be reached."""
+"""Imports TensorFlow and the Hugging Face libraries, after checking the connection to the Hub."""
 
 from tf_mlm import hub, runtime
 from tf_mlm.config import Config, TrainingConfig
@@ -13,7 +13,7 @@ def start_libraries(config: Config, verbose: bool = False) -> None:
 
 
 def start_libraries_for(*models: str) -> None:
-    """Import the libraries to use `models` once: compiling with XLA would take longer than it saves."""
+    """Import the libraries to use `models` once, without XLA: compilation would take longer than it saves."""
     _start(list(map(Source.of, models)), TrainingConfig(xla="off"), verbose=False)
 
 

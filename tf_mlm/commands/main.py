@@ -1,4 +1,4 @@
-"""The command line: parser, output streams, exit codes. Each command is a module with flags and a call."""
+"""The command line: parser, output streams, exit codes. Each command is a separate module."""
 
 import argparse
 import contextlib
@@ -43,9 +43,9 @@ def train_main(argv: list[str] | None = None) -> int:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process; at once where a signal asked for it, since machines that are taken away give little time.
+    """End the process. After a signal, skip the cleanup, because a preempted machine may be stopped soon.
 
-    TensorFlow at times takes 15 seconds to give up an iterator over data.
+    In the cleanup, TensorFlow can take 15 seconds to release an iterator.
     """
     if code > 128:
         for stream in (sys.stdout, sys.stderr):
@@ -56,7 +56,7 @@ def leave(code: int) -> NoReturn:
 
 
 def _run_command(argv: list[str]) -> None:
-    parser = _Parser(prog="tf-mlm", description="Train masked language models and use them.", allow_abbrev=False)
+    parser = _Parser(prog="tf-mlm", description="Train and use masked language models.", allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in COMMANDS:
         own = commands.add_parser(
@@ -65,7 +65,7 @@ def _run_command(argv: list[str]) -> None:
         command.add_arguments(own)
         own.set_defaults(run=command.run, parser=own)
     arguments, rest = parser.parse_known_args(argv)
-    # argparse gives no positional to a "*" that an option has interrupted (python/cpython#59317, fixed in 3.13).
+    # argparse does not append positionals after an option to a "*" argument (python/cpython#59317, fixed in 3.13).
     if "texts" in arguments and not any(argument.startswith("-") for argument in rest):
         arguments.texts += rest
     elif rest:
@@ -92,11 +92,11 @@ def _run(command: Callable[[list[str]], None], argv: list[str] | None) -> int:
         arguments = sys.argv[1:] if argv is None else argv
         _check_readable(arguments)
         command(arguments)
-        print(end="", flush=True)  # here, where a failure is handled, and not when Python ends
+        print(end="", flush=True)  # flush here, where a failure is handled
         return 0
     except Interrupted as error:
         _print_line(f"{error}")
-        sys.last_value = error  # kept until `leave`, with all that the run holds: releasing it may take long
+        sys.last_value = error  # keeps the objects of the run until `leave`: releasing them can take long
         return error.exit_code
     except (Refused, NonFiniteLoss) as error:
         _print_line(f"error: {error}")
@@ -104,13 +104,13 @@ def _run(command: Callable[[list[str]], None], argv: list[str] | None) -> int:
     except KeyboardInterrupt:
         _print_line("interrupted")
         return 130
-    except BrokenPipeError:  # the reader of the output has gone, as `head` does
+    except BrokenPipeError:  # the reader of the output, such as `head`, has ended
         return 128 + signal.SIGPIPE
     except OSError as error:
         _print_line(f"error: I/O error: {error}; files already written are intact")
         return 4
     except Exception as error:
-        # By its name, because TensorFlow may not have been imported.
+        # Compared by name, because TensorFlow may not have been imported.
         if not isinstance(error, MemoryError) and type(error).__name__ != "ResourceExhaustedError":
             raise
         _print_line("error: out of memory; lower training.batch_size, or raise training.accumulate_steps")
@@ -119,19 +119,19 @@ def _run(command: Callable[[list[str]], None], argv: list[str] | None) -> int:
 
 def _reconfigure_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a notebook's is of another type
-            stream.reconfigure(errors="backslashreplace")  # for a locale that is not UTF-8
+        if isinstance(stream, io.TextIOWrapper):  # a notebook's stream has another type
+            stream.reconfigure(errors="backslashreplace")  # needed in a locale that is not UTF-8
 
 
 def _check_readable(arguments: list[str]) -> None:
     for argument in arguments:
         try:
             argument.encode()
-        except UnicodeEncodeError:  # Python puts half a surrogate pair for a byte that it cannot decode
+        except UnicodeEncodeError:  # Python decodes an invalid byte as a lone surrogate
             encoding = sys.getfilesystemencoding()
             if encoding == "utf-8":
-                raise Refused(f"{argument!r} is not UTF-8; convert it") from None
-            raise Refused(f"{argument!r}: not text in this locale ({encoding}); set PYTHONUTF8=1 for UTF-8") from None
+                raise Refused(f"{argument!r}: is not UTF-8; convert it to UTF-8") from None
+            raise Refused(f"{argument!r}: is not valid in this locale ({encoding}); set PYTHONUTF8=1") from None
 
 
 def _print_line(message: str) -> None:

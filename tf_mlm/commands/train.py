@@ -15,7 +15,7 @@ from tf_mlm.errors import HubOutOfReach, Refused
 from tf_mlm.hub import Source
 
 NAME = "train"
-DESCRIPTION = "Adapt a masked language model to a text. Settings: defaults < --config < the flags given."
+DESCRIPTION = "Train a masked language model on your text. Precedence of settings: defaults < --config < flags."
 SHORT_FLAGS = {
     "--epochs": "training.epochs",
     "--batch-size": "training.batch_size",
@@ -26,7 +26,7 @@ SHORT_FLAGS = {
 }
 _MAY_CHANGE_ON_RESUME = ("training.log_every", "checkpoint.every_minutes", "checkpoint.every_steps", "checkpoint.keep")
 _PATHS = ("model.name", "data.dataset")
-_NEWEST = Path("<newest>")  # --resume without a name
+_NEWEST = Path("<newest>")  # --resume without RUN
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,9 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const=_NEWEST,
         metavar="RUN",
-        help="continue that run, or the newest unfinished one",
+        help="resume the run RUN, or the newest resumable run in runs/",
     )
-    parser.add_argument("--plan", action="store_true", help="print what training would take, and stop")
+    parser.add_argument("--plan", action="store_true", help="print the estimated time and memory, and stop")
     parser.add_argument("--print-config", action="store_true", help="print the resolved settings as TOML, and stop")
     parser.add_argument("--verbose", action="store_true", help="show TensorFlow's log output")
     groups: dict[str, Any] = {}
@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
             sys.stdout.reconfigure(encoding="utf-8")  # TOML is UTF-8 in any locale
         print(dump_config(config), end="")
         return
-    # Only a request that names nothing may be answered with the sample.
+    # Only the bare default falls back to the sample.
     is_bare = arguments.config is None and overrides.keys() <= {"training.epochs", "training.seed"}
     try:
         _train_or_resume(config, arguments, overrides)
@@ -91,8 +91,8 @@ def run(arguments: argparse.Namespace) -> None:
         if not is_bare or holds_run or arguments.resume is not None and arguments.output_dir is None:
             raise
         banner = (
-            f"{'=' * 100}\nTHE HUB IS OUT OF REACH, SO THIS IS THE SAMPLE: a small DistilBERT from random weights on "
-            f"the bundled\nsample corpus (configs/sample.toml).\nNot done: {error}\n{'=' * 100}"
+            f"{'=' * 100}\nTHE HUB CANNOT BE REACHED. THIS RUN USES THE SAMPLE: a small DistilBERT from random weights "
+            f"on the\nbundled sample corpus (configs/sample.toml).\nReason: {error}\n{'=' * 100}"
         )
         print(banner, flush=True)
         arguments.config = find_recipe("sample")
@@ -132,13 +132,13 @@ def _resume(path: Path, arguments: argparse.Namespace, overrides: dict[str, Any]
     run = RunDirectory.open(path)
     try:
         stored = load_config(run.config_path)
-        # A setting that neither the file nor a flag gives stays as the run has it.
+        # Settings that neither the file nor a flag gives keep the values of the run.
         config = _with_stored_paths(load_config(arguments.config or run.config_path, overrides), stored, run)
         is_finished = run.is_finished()
         continuation = f"to continue from its weights, start a new run with --model {path}/model"
         _check_same(path, stored, config, continuation if is_finished else "start a new run to change it")
         if is_finished:
-            shutil.rmtree(run.checkpoints_path, ignore_errors=True)  # a kill may have left them
+            shutil.rmtree(run.checkpoints_path, ignore_errors=True)  # a kill may have left checkpoints
             print(f"{path} is a finished run; nothing to do; {continuation}")
             return
         start_libraries(run.locate(config), arguments.verbose)
@@ -152,7 +152,7 @@ def _resume(path: Path, arguments: argparse.Namespace, overrides: dict[str, Any]
 
 
 def _with_stored_paths(config: Config, stored: Config, run: Any) -> Config:
-    """`config` with the paths as the run's config has them, where both mean the same file."""
+    """`config` with the paths of the run's config where both refer to the same file."""
     located = run.locate(stored)
     name, dataset = (
         before if Source.of(given).absolute_path == Source.of(recorded).absolute_path != "" else given

@@ -1,4 +1,4 @@
-"""Evaluates any model on the masked tokens of any text, with the metrics of training's validation."""
+"""Evaluates a model on the masked tokens of a text, with the validation metrics of training."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,9 +24,9 @@ class Evaluation:
     Attributes:
         metrics: value of each metric of the table, by name.
         masked_tokens: tokens that were masked and predicted.
-        documents: which documents they come from, for a reader.
-        num_documents: how many those are.
-        num_in_training: those that are also in the training text of the run; None where that is unknown.
+        documents: description of the documents, for display.
+        num_documents: number of documents.
+        num_in_training: number of documents that are also in the training text of the run; None if unknown.
     """
 
     metrics: dict[str, float]
@@ -48,7 +48,7 @@ class Evaluation:
         }
 
     def describe(self) -> str:
-        """The metrics and what was scored, in lines."""
+        """The metrics and the evaluated data, as lines of text."""
         lines = [f"{metric.title:<28}  {metric.show(self.metrics[metric.name])}" for metric in METRICS]
         lines.append(
             f"{'scored':<28}  {self.masked_tokens:,} masked tokens ({VALIDATION_PROBABILITY:.0%} of all) in "
@@ -66,9 +66,9 @@ def evaluate_model(config: Config, *, own_data: bool, train_hashes: np.ndarray |
     """Evaluate `config.model` on the validation data of `config.data`, at the precision and batch size of `config`.
 
     Args:
-        own_data: the data that a run with this config validates on, to the last sequence; otherwise the documents of
-            `data.validation_split`, or all where it is "" or the data has no splits.
-        train_hashes: uint64, hashes of the documents that the model was trained on, where they are known.
+        own_data: True evaluates on exactly the validation data of a run with this config. False evaluates on the
+            documents of `data.validation_split`, or on all if it is "" or the data has no splits.
+        train_hashes: uint64, hashes of the training documents of the model; None if unknown.
     """
     policy = runtime.choose_precision(config.training.precision).policy
     keras.mixed_precision.set_global_policy(policy)
@@ -78,7 +78,7 @@ def evaluate_model(config: Config, *, own_data: bool, train_hashes: np.ndarray |
     sequences = load_sequences(scored.documents, scored.fingerprint, tokenizer, config.data, "validation")
     rows = sequences.draw_rows(config.data.num_validation_sequences, seed)
     model.compile(
-        keras.optimizers.legacy.SGD(),  # never used: nothing is trained
+        keras.optimizers.legacy.SGD(),  # required by Keras, never used
         max_masked_per_sequence=num_slots(config.data.sequence_length, config.masking.mlm_probability),
     )
     collator = build_collator(sequences, tokenizer, config.masking, seed, validation=True)
@@ -86,7 +86,7 @@ def evaluate_model(config: Config, *, own_data: bool, train_hashes: np.ndarray |
     logs = model.evaluate(dataset, verbose=0, return_dict=True)
     _, num_masked = total_and_count(model.metrics[0])
     if not num_masked:
-        raise Refused("data.dataset: the documents hold no ordinary token that could be masked; pass another dataset")
+        raise Refused("data.dataset: the documents contain no ordinary tokens to mask; pass a dataset with text")
     return Evaluation(
         metrics=metric_values(logs),
         sequences=len(rows),
@@ -98,7 +98,7 @@ def evaluate_model(config: Config, *, own_data: bool, train_hashes: np.ndarray |
 
 
 def other_data(config: Config, data: DataConfig) -> Config:
-    """`config` with `data`, but with the settings of its own that decide how sequences are made."""
+    """`config` with `data`, except for the settings that determine how sequences are built."""
     kept = ("sequence_length", "num_validation_sequences", "line_by_line", "overflow")
     return replace(config, data=replace(data, **{name: getattr(config.data, name) for name in kept}))
 

@@ -16,10 +16,10 @@ from tf_mlm.model.metrics import PERPLEXITY, perplexity
 def explain_sentence(
     model: Any, tokenizer: Any, sentence: str, masking: MaskingConfig, seed: int, top_k: int = 3
 ) -> str:
-    """What training with `masking` computes on `sentence`, in lines; `seed` decides which tokens are masked.
+    """The training computation on `sentence`, as lines of text. `seed` selects the masked tokens.
 
     Raises:
-        Refused: the sentence holds no ordinary token, or more tokens than the model has positions.
+        Refused: the sentence has no ordinary token, or more tokens than the model has positions.
     """
     original = np.array([tokenizer(sentence)["input_ids"]], np.int32)
     ordinary = ~np.isin(original, tokenizer.all_special_ids)

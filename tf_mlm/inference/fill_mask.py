@@ -1,4 +1,4 @@
-"""Fills the masks of sentences, by a model or by a SavedModel that takes strings."""
+"""Fills the masks of sentences, with a model or with a SavedModel that takes strings."""
 
 import functools
 import itertools
@@ -15,7 +15,7 @@ from tf_mlm.model.architectures import max_sequence_length
 from tf_mlm.model.loading import load_trained
 
 MASK = "[MASK]"
-"""A mask in a sentence for any model; replaced by the tokenizer's own mask token."""
+"""A mask in a sentence, for any model; it is replaced by the mask token of the tokenizer."""
 
 _BAR, _HALF_BAR = 20, 10  # characters of a bar for 100 %
 _ALL_MASKS = " all masks, filled one at a time, most confident first"
@@ -33,7 +33,7 @@ class Answer(NamedTuple):
     Attributes:
         fills: for each mask the most likely tokens, best first, while the other masks stay masked.
         filled: the sentence with all masks filled one at a time, most confident first.
-        probability: of `filled`, the product over its masks.
+        probability: probability of `filled`, the product over its masks.
     """
 
     sentence: str
@@ -46,7 +46,7 @@ class Answer(NamedTuple):
 
 
 Filler = Callable[[str, int], list[list[Fill]]]
-"""From a sentence and `top_k` to `Answer.fills`. Refuses a sentence without a mask or with too many tokens."""
+"""Maps a sentence and `top_k` to `Answer.fills`. Refuses a sentence without a mask or with too many tokens."""
 
 
 def load_filler(name: str) -> Filler:
@@ -68,7 +68,7 @@ def load_served_filler(folder: str) -> Filler:
         saved_model = tf.saved_model.load(folder)
         signatures = set(saved_model.signatures)
         prefix = saved_model.tokenizer.continuing_subword_prefix.numpy().decode() if "fill_mask" in signatures else ""
-    except Exception as error:  # TensorFlow's readers and parsers raise many kinds
+    except Exception as error:  # TensorFlow's readers and parsers raise many types
         reason = " ".join(str(error).split())[:300]
         raise Refused(f"{folder}: this SavedModel cannot be loaded: {reason}") from None
     if "fill_mask" not in signatures:
@@ -164,7 +164,7 @@ def _no_mask(sentence: str) -> Refused:
 
 
 def describe_answer(answer: Answer) -> str:
-    """Token, probability as number and bar, and sentence of each fill, in lines."""
+    """Token, probability as number and bar, and sentence of each fill, as lines of text."""
     lines = [answer.sentence]
     for number, fills in enumerate(answer.fills, start=1):
         rows = zip(_rows(fills, _BAR), fills, strict=True)

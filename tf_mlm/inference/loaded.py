@@ -26,7 +26,7 @@ class LoadedModel:
     """A trained model in float32.
 
     Attributes:
-        found: where it comes from, and its run if it has one.
+        found: origin of the model, and its run if it has one.
     """
 
     model: MaskedLanguageModel
@@ -70,7 +70,7 @@ class LoadedModel:
         encoder = getattr(self.model, self.model.base_model_prefix)
         vectors = np.zeros([len(texts), self.model.config.hidden_size], np.float32)
         by_length = sorted(range(len(texts)), key=lambda index: -len(encodings[index]))
-        while by_length:  # texts of about one length together: little padding
+        while by_length:  # texts of similar length are batched together, to reduce padding
             size = max(_TOKENS_PER_BATCH // len(encodings[by_length[0]]), 1)
             batch, by_length = by_length[:size], by_length[size:]
             ids = tf.ragged.constant([encodings[index] for index in batch], dtype=tf.int32)
@@ -85,13 +85,13 @@ class LoadedModel:
         """The metrics of `tf-mlm evaluate --json`.
 
         Args:
-            dataset: a name on the Hub or a path; None for the validation data of the model's own run.
+            dataset: a name on the Hub or a path; None for the validation data of the model's run.
 
         Raises:
             Refused: the data is missing or malformed, or the model has no run and `dataset` is None.
         """
         if self.found.config is None and dataset is None:
-            raise Refused(f"{self.found.model}: a model has no validation data; pass dataset")
+            raise Refused(f"{self.found.model}: is not a run directory and has no validation data; pass dataset")
         config = replace(self.found.config or Config(), model=ModelConfig(name=self.found.model))
         if dataset is not None:
             config = other_data(config, load_config(None, {"data.dataset": dataset}).data)

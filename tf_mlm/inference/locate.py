@@ -1,4 +1,4 @@
-"""From the name that a user gives to a model, and to the run that it belongs to."""
+"""Finds the model that a name refers to, and its run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +10,11 @@ from tf_mlm.run.directory import RunDirectory
 
 @dataclass(frozen=True)
 class FoundModel:
-    """A model, and its run where it has one.
+    """A model and, if it has one, its run.
 
     Attributes:
         model: a model directory or a name on the Hub.
-        run: None for a bare model.
+        run: None for a model without a run.
         config: the settings of the run, with the absolute paths of its data and starting model.
     """
 
@@ -28,15 +28,15 @@ def is_saved_model(name: str) -> bool:
 
 
 def find_model(name: str) -> FoundModel:
-    """The model that `name` means: a run directory, a model directory or a name on the Hub.
+    """The model that `name` refers to: a run directory, a model directory or a name on the Hub.
 
     Raises:
-        Refused: the name is empty or means a SavedModel, or the run has no model yet.
+        Refused: the name is empty or refers to a SavedModel, or the run has no model yet.
     """
     if not name:
         raise Refused("RUN_OR_MODEL is empty; pass a run directory, a model directory or a name on the Hub")
     if is_saved_model(name):
-        raise Refused(f"{name}: is a SavedModel, which only fill-mask can use; pass the run or its model directory")
+        raise Refused(f"{name}: is a SavedModel, which only fill-mask can load; pass the run or its model directory")
     run = RunDirectory(Path(name))
     if not run.config_path.is_file():
         return FoundModel(name)
