@@ -106,11 +106,11 @@ def imported(tree: ast.Module) -> set[str]:
     return {name for name in found if name.partition(".")[0] == "tf_mlm"}
 
 
-def test_the_list_is_complete() -> None:
+def test_the_list_contains_every_module() -> None:
     assert sorted(modules()) == sorted(ORDER)
 
 
-def test_each_module_imports_only_from_those_above_it() -> None:
+def test_each_module_imports_only_from_modules_above_it() -> None:
     wrong = [
         f"{name} imports {other}"
         for name, tree in modules().items()

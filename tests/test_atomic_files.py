@@ -18,7 +18,7 @@ def umask() -> Iterator[Callable[[int], int]]:
     os.umask(before)
 
 
-def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+def test_a_file_is_replaced_atomically(tmp_path: Path) -> None:
     path = tmp_path / "loss.png"
     write_atomically(path, b"\x89old")
     write_atomically(path, "new, ä")
@@ -27,7 +27,7 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fails", ["fsync", "replace"])
-def test_a_failure_leaves_the_old_content_and_nothing_beside_it(
+def test_a_failed_write_leaves_the_old_content_and_no_temporary_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
     path = tmp_path / "README.md"
@@ -56,7 +56,7 @@ def test_modes_follow_the_umask(
 
 
 @pytest.mark.parametrize("is_there", [True, False])
-def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path, is_there: bool) -> None:
+def test_a_directory_is_replaced_atomically(tmp_path: Path, is_there: bool) -> None:
     folder = tmp_path / "model"
     if is_there:
         folder.mkdir()
@@ -72,7 +72,7 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path, is_there: bool
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["model", "model/new"]
 
 
-def test_a_kill_between_the_two_renames_loses_neither_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_between_the_two_renames_loses_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "old").write_text("old")
@@ -98,7 +98,7 @@ def test_a_kill_between_the_two_renames_loses_neither_folder(tmp_path: Path, mon
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["model", "model/old"]
 
 
-def test_a_rename_that_fails_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_rename_restores_the_old_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "old").write_text("old")

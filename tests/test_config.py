@@ -50,7 +50,7 @@ def refusal(tmp_path: Path, content: str | bytes, overrides: dict[str, Any] | No
 # --- where a value comes from
 
 
-def test_defaults_are_beaten_by_the_file_and_the_file_by_the_command_line(tmp_path: Path) -> None:
+def test_the_command_line_overrides_the_file_and_the_file_overrides_defaults(tmp_path: Path) -> None:
     file = written(tmp_path, "[training]\nepochs = 3\nbatch_size = 16\n[optimizer]\nlearning_rate = 1e-3\n")
     config = load_config(file, {"training.epochs": "7", "data.line_by_line": "true"})
     assert config == Config(
@@ -65,21 +65,21 @@ def test_defaults_are_beaten_by_the_file_and_the_file_by_the_command_line(tmp_pa
     "text, value",
     [("5e-4", 5e-4), (".5", 0.5), ("0.25", 0.25), ("1e-5", 1e-5)],
 )
-def test_a_rate_may_be_typed_in_every_usual_way(text: str, value: Any) -> None:
+def test_a_rate_may_be_written_in_any_number_format(text: str, value: Any) -> None:
     assert load_config(None, {"optimizer.learning_rate": text}).optimizer.learning_rate == value
 
 
 @pytest.mark.parametrize("text, value", [("true", True), ("True", True), ("false", False), ("False", False)])
-def test_a_truth_value_may_be_typed_as_in_toml_or_python(text: str, value: Any) -> None:
+def test_a_boolean_may_be_written_as_in_toml_or_python(text: str, value: Any) -> None:
     assert load_config(None, {"data.streaming": text}).data.streaming is value
 
 
-def test_a_text_that_looks_like_a_number_stays_a_text() -> None:
+def test_a_string_that_looks_like_a_number_stays_a_string() -> None:
     config = load_config(None, {"model.name": "123", "model.revision": "1e5", "data.text_column": "true"})
     assert (config.model.name, config.model.revision, config.data.text_column) == ("123", "1e5", "true")
 
 
-def test_example_sentences_come_as_a_list() -> None:
+def test_example_sentences_are_a_list() -> None:
     sentences = ["a [MASK]", "[MASK] b"]
     config = load_config(None, {"training.example_sentences": sentences})
     assert config.training.example_sentences == tuple(sentences)
@@ -93,7 +93,7 @@ def test_a_config_is_immutable() -> None:
 # --- what is written back
 
 
-def test_a_dumped_config_loads_back_and_every_setting_has_its_comment(tmp_path: Path) -> None:
+def test_a_dumped_config_loads_back_with_one_comment_per_setting(tmp_path: Path) -> None:
     config = Config(
         model=ModelConfig(name="", dim=60, n_heads=5),
         data=DataConfig(dataset="a\nb \"c\" 'd' # \\ \x7f é", document="paragraph", validation_split=""),
@@ -107,7 +107,7 @@ def test_a_dumped_config_loads_back_and_every_setting_has_its_comment(tmp_path: 
         assert f"# {field.default.description}" in text, name
 
 
-def test_every_setting_is_dumped_under_its_own_name() -> None:
+def test_each_setting_is_dumped_under_its_name() -> None:
     dumped = tomllib.loads(dump_config(Config()))
     assert [f"{section}.{key}" for section, values in dumped.items() for key in values] == list(setting_fields())
 
@@ -129,14 +129,14 @@ some_config = st.builds(
 
 @same_folder
 @given(some_config)
-def test_any_config_survives_its_dump(tmp_path: Path, config: Config) -> None:
+def test_any_dumped_config_loads_back_unchanged(tmp_path: Path, config: Config) -> None:
     assert load_config(written(tmp_path, dump_config(config))) == config
 
 
 # --- the files that come along
 
 
-def test_the_default_recipe_is_the_defaults_and_names_every_setting() -> None:
+def test_the_default_recipe_has_every_setting_at_its_default() -> None:
     file = ROOT / "configs" / "imdb.toml"
     assert load_config(file) == Config()
     named = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -148,7 +148,7 @@ def test_every_recipe_loads(file: Path) -> None:
     assert isinstance(load_config(file), Config)
 
 
-def test_the_recipes_are_those_asked_for() -> None:
+def test_the_documented_recipes_exist() -> None:
     names = {file.name for file in (ROOT / "configs").glob("*.toml")}
     assert names >= {"imdb.toml", "imdb-10k.toml", "imdb-full.toml", "sample.toml", "local-text.toml"}
 
@@ -350,13 +350,13 @@ def test_the_command_line_is_refused_in_one_line(overrides: dict[str, Any], mess
 
 
 @pytest.mark.parametrize("text", ["[" * 5000, "1" * 5000, "\udcff", "\x00"], ids=["nested", "digits", "byte", "nul"])
-def test_no_text_on_the_command_line_ends_otherwise_than_in_a_refusal(text: str) -> None:
+def test_malformed_text_on_the_command_line_is_refused(text: str) -> None:
     with pytest.raises(Refused, match="^--training.epochs = .*should be a valid integer") as refused:
         load_config(None, {"training.epochs": text})
     assert str(refused.value).isprintable()
 
 
-def test_an_error_in_the_file_names_the_file_if_the_command_line_sets_something_else(tmp_path: Path) -> None:
+def test_an_error_in_the_file_names_the_file_if_the_command_line_sets_another_key(tmp_path: Path) -> None:
     message = refusal(tmp_path, "[data]\nsequence_length = 7", {"training.epochs": "3"})
     assert message == "my.toml: data.sequence_length = 7: should be greater than or equal to 8 (tokens in a sequence)"
 
@@ -371,7 +371,7 @@ def test_a_missing_file_is_refused_with_the_recipes(tmp_path: Path, monkeypatch:
         find_recipe("imdb-9k")
 
 
-def test_a_recipe_is_found_by_its_name_from_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_is_found_by_name_from_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert find_recipe("imdb-10k") == ROOT / "configs" / "imdb-10k.toml"
     assert find_recipe("own.toml") == Path("own.toml")
@@ -399,13 +399,11 @@ def test_overrides_may_be_values_and_their_names_are_checked() -> None:
         ("--zz", ["--plan", "--seed"], None),
     ],
 )
-def test_a_flag_is_suggested_by_its_letters_initials_or_spelling(
-    name: str, known: list[str], match: str | None
-) -> None:
+def test_a_setting_is_suggested_by_letters_initials_or_spelling(name: str, known: list[str], match: str | None) -> None:
     assert suggest(name, known) == match
 
 
-def test_a_directory_is_refused_as_a_config(tmp_path: Path) -> None:
+def test_a_directory_as_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused) as refused:
         load_config(tmp_path)
     assert str(refused.value) == f"--config: {tmp_path}: cannot be read: Is a directory"
@@ -452,7 +450,7 @@ def test_any_bytes_load_or_are_refused_in_one_line(tmp_path: Path, content: str)
 
 @settings(deadline=None)
 @given(st.sampled_from(list(setting_fields())), st.one_of(some_text, st.sampled_from(["1", "0.5", "1e9", "nan", "-1"])))
-def test_any_text_on_the_command_line_is_taken_or_refused_in_one_line(name: str, text: str) -> None:
+def test_any_text_on_the_command_line_is_accepted_or_refused_in_one_line(name: str, text: str) -> None:
     try:
         assert isinstance(load_config(None, {name: text}), Config)
     except Refused as refused:

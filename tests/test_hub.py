@@ -20,7 +20,7 @@ from tf_mlm.errors import HubOutOfReach, Refused
     "name",
     ["imdb", "stanfordnlp/imdb", "distilbert-base-uncased", "a.b/c_d-e", "google/electra-small", "v1.0", "o/my.texts"],
 )
-def test_hub_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_names_written_like_hub_names_are_not_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
     assert not hub.is_local(name)
 
@@ -33,7 +33,7 @@ def test_hub_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -
         "reviews.txt", "data/reviews.csv", "a/b.TSV", "a/b.json", "b.jsonl", "b.ndjson", "a/b.parquet", "b.txt.gz",
     ],
 )  # fmt: skip
-def test_names_written_like_paths_are_local_without_such_a_file(
+def test_names_written_like_paths_are_local_even_if_no_file_exists(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -53,7 +53,7 @@ def test_a_source_is_a_path_or_a_hub_name(tmp_path: Path, monkeypatch: pytest.Mo
     assert hub.Source.of("~/a.txt") == hub.Source("~/a.txt", tmp_path / "a.txt")
 
 
-def test_a_file_has_one_absolute_path_for_any_way_to_write_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_spellings_of_a_path_have_the_same_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     written = ("a.txt", "./a.txt", "~/a.txt", "b/../a.txt", str(tmp_path / "a.txt"))
@@ -113,7 +113,7 @@ def closed_port() -> int:
 
 
 @pytest.mark.parametrize("status", [200, 302, 401, 404, 500, 503])
-def test_any_answer_counts_as_connected_also_an_error(
+def test_any_answer_counts_as_connected_even_an_error(
     online: None, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
     asked: list[str] = []
@@ -142,7 +142,7 @@ def test_an_invalid_endpoint_is_unreachable_and_prints_nothing(
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_wait_is_limited_also_if_bytes_arrive_slowly(online: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_wait_is_limited_even_if_bytes_arrive_slowly(online: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "_CONNECT_SECONDS", 1)
     stop = threading.Event()
     asked: list[str] = []

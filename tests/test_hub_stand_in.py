@@ -95,7 +95,7 @@ for name in sys.argv[1:]:
 """
 
 
-def test_sharded_weights_load_from_the_hub_and_from_nowhere_else(tmp_path: Path, small_model: Path) -> None:
+def test_sharded_weights_load_from_the_hub_and_other_files_are_refused(tmp_path: Path, small_model: Path) -> None:
     sharded = shutil.copytree(small_model, tmp_path / "sharded")
     arrays = safetensors.numpy.load_file(sharded / "model.safetensors")
     (sharded / "model.safetensors").unlink()

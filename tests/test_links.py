@@ -43,7 +43,7 @@ def test_the_search_sees_links_and_anchors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_relative_link_leads_somewhere(page: Path) -> None:
+def test_the_target_of_every_relative_link_exists(page: Path) -> None:
     broken = []
     for link in links(page):
         if re.match(r"[a-z]+:", link):
@@ -72,7 +72,7 @@ def test_the_readme_has_at_most_150_lines() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_no_command_needs_a_folder_beside_the_checkout(page: Path) -> None:
+def test_no_command_needs_a_directory_outside_the_checkout(page: Path) -> None:
     assert "../shared" not in page.read_text(encoding="utf-8")
 
 

@@ -37,7 +37,7 @@ def train_commands() -> list[str]:
     return sorted({line for line in found if "my.toml" not in line and "runs/RUN" not in line})
 
 
-def test_the_two_commands_to_install_are_as_they_always_were() -> None:
+def test_the_two_install_commands_are_unchanged() -> None:
     lines = (ROOT / README).read_text(encoding="utf-8").splitlines()
     install = "    python3 -m venv .venv && .venv/bin/pip install -c requirements.txt -e "
     assert f"{install}. && .venv/bin/python train.py --epochs 20" in lines

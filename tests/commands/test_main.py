@@ -67,7 +67,7 @@ def reviews() -> Path:
 
 
 @pytest.mark.parametrize(("code", "waits"), [(0, True), (2, True), (130, False), (143, False)])
-def test_a_process_that_a_signal_asked_to_stop_does_not_wait_for_the_end_of_python(code: int, waits: bool) -> None:
+def test_a_process_stopped_by_a_signal_exits_without_cleanup(code: int, waits: bool) -> None:
     script = f"""
 import atexit
 from tf_mlm.commands.main import leave
@@ -80,7 +80,7 @@ leave({code})
     assert result.stdout.splitlines() == ["said before", *(["the end of Python"] if waits else [])]
 
 
-def test_output_that_nobody_reads_any_more_ends_the_command_without_a_word() -> None:
+def test_a_closed_output_pipe_ends_the_command_silently() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     command: list[str | Path] = [sys.executable, str(ROOT / "train.py"), "--print-config"]
@@ -130,7 +130,7 @@ def test_printed_settings_load_back_with_the_values_of_the_flags(capsys: Capture
     assert config.optimizer == Config().optimizer
 
 
-def test_a_flag_overrides_the_file_and_the_file_the_default(capsys: Capture) -> None:
+def test_flags_override_the_file_and_the_file_overrides_defaults(capsys: Capture) -> None:
     Path("some.toml").write_text("[training]\nepochs = 5\nbatch_size = 24\n")
     assert train_main(["--config", "some.toml", "--epochs", "6", "--print-config"]) == 0
     Path("printed.toml").write_text(capsys.readouterr().out)
@@ -138,7 +138,7 @@ def test_a_flag_overrides_the_file_and_the_file_the_default(capsys: Capture) -> 
     assert (training.epochs, training.batch_size, training.seed) == (6, 24, 42)
 
 
-def test_a_truth_value_needs_no_value_and_takes_one(capsys: Capture) -> None:
+def test_a_boolean_flag_takes_an_optional_value(capsys: Capture) -> None:
     assert train_main(["--data.line_by_line", "--print-config"]) == 0
     assert "line_by_line = true" in capsys.readouterr().out
     assert train_main(["--data.line_by_line", "false", "--print-config"]) == 0
@@ -161,7 +161,7 @@ def test_a_truth_value_needs_no_value_and_takes_one(capsys: Capture) -> None:
         (["--config", "two\nlines.toml"], ["no such file"]),
     ],
 )
-def test_an_unknown_flag_is_refused_with_the_nearest_known_one(
+def test_an_unknown_flag_is_refused_with_the_nearest_flag(
     capsys: Capture, arguments: list[str], words: list[str]
 ) -> None:
     line = refusal(capsys, train_main, *arguments)
@@ -169,7 +169,7 @@ def test_an_unknown_flag_is_refused_with_the_nearest_known_one(
         assert word in line
 
 
-def test_an_unknown_command_is_refused_with_the_known_ones(capsys: Capture) -> None:
+def test_an_unknown_command_is_refused_with_the_list_of_commands(capsys: Capture) -> None:
     line = refusal(capsys, main, "evaluat", "RUN")
     assert "evaluat" in line and "fill-mask" in line and "export" in line
     assert "--datset" in refusal(capsys, main, "evaluate", "RUN", "--datset", "x")
@@ -215,7 +215,7 @@ def test_data_that_cannot_be_trained_on_is_refused(capsys: Capture, model: Path,
     assert "has only 1 document" in refused_data("one.txt")
 
 
-def test_durations_and_lengths_that_cannot_be_are_refused_with_both_numbers(
+def test_impossible_durations_and_lengths_are_refused_with_both_numbers(
     capsys: Capture, model: Path, reviews: Path
 ) -> None:
     flags: list[str | Path] = [
@@ -271,7 +271,7 @@ def test_a_tokenizer_without_a_mask_is_refused(capsys: Capture, copied_model: Pa
     assert "no mask token" in refusal(capsys, train_main, "--model", copied_model, "--dataset", reviews)
 
 
-def test_a_name_on_the_hub_is_refused_offline_and_never_replaced(capsys: Capture, model: Path, reviews: Path) -> None:
+def test_a_hub_name_is_refused_offline_and_never_replaced(capsys: Capture, model: Path, reviews: Path) -> None:
     cases: list[tuple[list[str | Path], str]] = [
         (["--model", "someone/model", "--dataset", reviews], "model.name = 'someone/model'"),
         (["--model", model, "--dataset", "someone/texts"], "data.dataset = 'someone/texts'"),
@@ -284,7 +284,7 @@ def test_a_name_on_the_hub_is_refused_offline_and_never_replaced(capsys: Capture
             assert way_on in line
 
 
-def test_out_of_memory_is_reported_in_one_line_with_the_remedy(capsys: Capture) -> None:
+def test_out_of_memory_is_one_line_with_a_solution(capsys: Capture) -> None:
     def run_out(arguments: list[str]) -> None:
         raise MemoryError
 
@@ -296,7 +296,7 @@ def test_out_of_memory_is_reported_in_one_line_with_the_remedy(capsys: Capture) 
 # The run directory
 
 
-def test_an_output_dir_that_is_taken_is_refused_and_untouched(capsys: Capture, finished_run: Path) -> None:
+def test_an_output_dir_in_use_is_refused_and_unchanged(capsys: Capture, finished_run: Path) -> None:
     taken = Path(shutil.copytree(finished_run, "TAKEN"))
     flags: list[str | Path] = ["--config", finished_run.parent / "tiny.toml", "--output-dir"]
     assert "contains a finished run; choose a new directory" in refusal(capsys, train_main, *flags, taken)
@@ -329,7 +329,7 @@ def test_resume_needs_an_unfinished_run(capsys: Capture, finished_run: Path) -> 
 # The bare default off-line
 
 
-def test_the_default_job_offline_is_the_sample_with_a_banner_before_and_after(
+def test_the_bare_default_offline_uses_the_sample_with_a_banner_before_and_after(
     capsys: Capture, tensorflow: None
 ) -> None:
     assert train_main(["--epochs", "4", "--plan"]) == 0
@@ -354,7 +354,7 @@ def test_a_refusal_after_tensorflow_was_imported_leaves_one_line_on_stderr() -> 
 
 
 @pytest.mark.slow
-def test_the_default_job_offline_trains_the_sample_and_resumes_it() -> None:
+def test_the_bare_default_offline_trains_the_sample_and_resumes_it() -> None:
     command: list[str | Path] = [sys.executable, ROOT / "train.py", "--epochs", "1", "--output-dir", "RUN", "--resume"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
@@ -367,7 +367,7 @@ def test_the_default_job_offline_trains_the_sample_and_resumes_it() -> None:
 
 
 @pytest.mark.slow
-def test_the_default_run_directory_is_named_after_the_config() -> None:
+def test_the_bare_default_offline_names_the_run_sample() -> None:
     environment = os.environ | {"TF_NUM_INTRAOP_THREADS": "2"}
     command: list[str | Path] = [sys.executable, ROOT / "train.py", "--epochs", "1"]
     assert subprocess.run(command, env=environment).returncode == 0
@@ -401,7 +401,7 @@ def test_fill_mask_refuses_text_without_a_mask_or_too_long(capsys: Capture, fini
     assert main(["fill-mask", str(model), "A [MASK].", "--top-k", str(10**12)]) == 0
 
 
-def test_fill_mask_reports_a_missing_argument(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fill_mask_reports_missing_arguments(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no model given; pass a run directory" in refusal(capsys, main, "fill-mask")
     assert "expected 2 arguments" in refusal(capsys, main, "fill-mask", "--compare", "A")
     assert "unknown flag --topk; did you mean '--top-k'?" in refusal(
@@ -415,13 +415,13 @@ def test_fill_mask_reports_a_missing_argument(capsys: Capture, monkeypatch: pyte
     assert "pass one after the model, or pipe sentences in" in refusal(capsys, main, "fill-mask", "model")
 
 
-def test_a_text_that_is_not_utf_8_is_refused(capsys: Capture, finished_run: Path) -> None:
+def test_an_argument_that_is_not_utf_8_is_refused(capsys: Capture, finished_run: Path) -> None:
     for kind in ("model", "saved_model"):
         line = refusal(capsys, main, "fill-mask", finished_run / kind, os.fsdecode(b"caf\xe9 [MASK]"))
         assert "is not UTF-8" in line
 
 
-def test_a_saved_model_without_strings_or_none_at_all_is_refused(capsys: Capture, tensorflow: None) -> None:
+def test_a_saved_model_without_strings_or_a_damaged_one_is_refused(capsys: Capture, tensorflow: None) -> None:
     import tensorflow as tf
 
     module = tf.Module()
@@ -437,7 +437,7 @@ def test_a_saved_model_without_strings_or_none_at_all_is_refused(capsys: Capture
     assert "which only fill-mask can load" in refusal(capsys, main, "export", "foreign", "--output", "exported")
 
 
-def test_evaluate_of_a_bare_model_needs_data(capsys: Capture, model: Path) -> None:
+def test_evaluate_requires_a_dataset_for_a_model_without_a_run(capsys: Capture, model: Path) -> None:
     assert "--dataset" in refusal(capsys, main, "evaluate", model)
     assert "nowhere/at-all.txt" in refusal(capsys, main, "evaluate", model, "--dataset", "nowhere/at-all.txt")
 

@@ -27,7 +27,7 @@ def reviews(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_recipe_is_found_by_its_name_from_any_directory(
+def test_a_recipe_is_found_by_name_from_any_directory(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -45,7 +45,7 @@ def test_help_lists_the_values_of_the_settings_that_have_them(capsys: Capture) -
     assert "usage: train.py [--config NAME_OR_FILE]" in text
 
 
-def test_a_run_is_resumed_from_another_directory_and_its_file_may_be_named_absolutely(
+def test_a_run_is_resumed_from_another_directory_with_a_relative_or_absolute_data_path(
     tmp_path: Path, reviews: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -68,7 +68,7 @@ def test_a_run_is_resumed_from_another_directory_and_its_file_may_be_named_absol
     assert load_config(tmp_path / "RUN" / "config.toml").data.dataset == "reviews.txt"
 
 
-def test_a_copied_run_draws_its_own_curve_and_a_moved_one_keeps_its_own(tmp_path: Path, reviews: Path) -> None:
+def test_a_copied_run_gets_a_new_curve_file_and_a_moved_run_keeps_its_file(tmp_path: Path, reviews: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         send_signal(patch, "on_train_batch_end", at_step=3)
         assert train(tmp_path, "--dataset", "reviews.txt", *FLAGS, "--output-dir", "RUN") == 143
@@ -86,7 +86,7 @@ def test_a_copied_run_draws_its_own_curve_and_a_moved_one_keeps_its_own(tmp_path
     assert RunDirectory(tmp_path / "MOVED").choose_curve() == Path("plots/COPY.png")
 
 
-def test_a_csv_file_without_a_header_is_refused_with_the_remedy(tmp_path: Path, capsys: Capture) -> None:
+def test_a_csv_file_without_a_header_is_refused_with_a_solution(tmp_path: Path, capsys: Capture) -> None:
     rows = [f"The film of {number} scenes was a delight, and so was the music" for number in range(40)]
     (tmp_path / "bare.csv").write_text("".join(f'"{row}"\n' for row in rows))
     flags = ("--dataset", "bare.csv", *FLAGS, "--output-dir", "RUN")
@@ -100,9 +100,7 @@ def test_a_csv_file_without_a_header_is_refused_with_the_remedy(tmp_path: Path, 
     assert facts["train_documents"] + facts["validation_documents"] == 40  # the first row too
 
 
-def test_a_resumed_run_that_another_process_holds_is_refused_by_the_flag_that_was_given(
-    tmp_path: Path, capsys: Capture
-) -> None:
+def test_resuming_a_locked_run_is_refused_with_the_name_of_the_flag(tmp_path: Path, capsys: Capture) -> None:
     run = tmp_path / "RUN"
     run.mkdir()
     (run / "config.toml").write_text(TINY)
@@ -121,7 +119,7 @@ sys.exit(main(["train", "--config", "tiny.toml", "--output-dir", "RUN", "--train
 """
 
 
-def test_a_process_that_used_tensorflow_before_reports_that_it_has_no_xla_clusters(
+def test_training_after_tensorflow_was_initialized_reports_missing_xla_clusters(
     finished_run: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "tiny.toml").write_text(TINY)

@@ -73,7 +73,7 @@ def refusal(capsys: pytest.CaptureFixture[str], run: Path, output: Path, kind: s
 
 
 @pytest.mark.parametrize(("kind", "module"), [("tflite", "ai_edge_litert.interpreter"), ("onnx", "tf2onnx")])
-def test_a_missing_extra_is_reported_in_one_line_with_the_remedy(
+def test_a_missing_extra_is_one_line_with_a_solution(
     kind: str, module: str, finished_run: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
@@ -105,7 +105,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize("wrong", [0.0, np.nan])
-def test_logits_that_are_not_the_models_are_refused_and_nothing_remains(
+def test_different_logits_are_refused_and_no_files_remain(
     wrong: float, stand_in: Any, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stand_in.logits = wrong
@@ -113,7 +113,7 @@ def test_logits_that_are_not_the_models_are_refused_and_nothing_remains(
     assert "the converted model's logits differ from the model's by " in line
 
 
-def test_a_failed_conversion_prints_one_line_and_leaves_no_files(
+def test_a_failed_conversion_is_one_line_and_no_files_remain(
     stand_in: Any, finished_run: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import tensorflow as tf
@@ -130,7 +130,7 @@ def test_a_failed_conversion_prints_one_line_and_leaves_no_files(
 
 
 @pytest.mark.parametrize("at", ["model", "tokenizer"])
-def test_a_full_disk_ends_a_conversion_with_4(
+def test_a_full_disk_ends_a_conversion_with_exit_code_4(
     at: str, stand_in: Any, finished_run: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import transformers

@@ -174,13 +174,13 @@ def test_fuzzed_texts_have_the_same_ids(both: tuple[Any, Any], fuzzed: list[str]
     assert list(differences(both, fuzzed))[:3] == []
 
 
-def test_the_fuzzed_texts_are_of_every_kind(fuzzed: list[str]) -> None:
+def test_the_fuzzed_texts_cover_every_kind(fuzzed: list[str]) -> None:
     assert {ord(c) >> 16 for text in fuzzed for c in text} == set(range(17))
     assert "" in fuzzed and max(len(word) for text in fuzzed for word in text.split()) > 300
     assert sum("[MASK]" in text for text in fuzzed) > NUM_FUZZ / 10
 
 
-def test_the_vocabularies_hold_what_the_texts_hold(both: tuple[Any, Any], fuzzed: list[str]) -> None:
+def test_the_vocabularies_contain_tokens_of_the_texts(both: tuple[Any, Any], fuzzed: list[str]) -> None:
     """Texts of which every word is unknown would pass any tokenizer."""
     tokenizer, _ = both
     ids = np.concatenate(tokenizer(fuzzed[:500])["input_ids"])
@@ -188,7 +188,7 @@ def test_the_vocabularies_hold_what_the_texts_hold(both: tuple[Any, Any], fuzzed
     assert len(np.unique(ids)) > 60
 
 
-def test_each_code_point_has_the_same_ids_between_letters_and_between_spaces(both: tuple[Any, Any]) -> None:
+def test_code_points_have_the_same_ids_between_letters_and_between_spaces(both: tuple[Any, Any]) -> None:
     """The first three planes and the last; one by one, and all others: in a slow test."""
     chosen = CODE_POINTS[:0x20000] + CODE_POINTS[-0x1100:]
     rows = [chosen[first : first + 64] for first in range(0, len(chosen), 64)]
@@ -231,7 +231,7 @@ def tokenize(trained_cased: Any) -> Any:
 
 @settings(max_examples=50, deadline=None)
 @given(texts=st.lists(st.one_of(st.binary(max_size=6), st.text(max_size=6).map(str.encode)), min_size=1, max_size=20))
-def test_invalid_utf8_is_reported_and_does_not_affect_the_other_texts(
+def test_invalid_utf8_is_reported_and_does_not_affect_other_texts(
     tokenize: Any, trained_cased: Any, texts: list[bytes]
 ) -> None:
     def decoded(text: bytes) -> str | None:
@@ -249,15 +249,15 @@ def test_invalid_utf8_is_reported_and_does_not_affect_the_other_texts(
     "text",
     [b"\xc0\x80", b"\xe0\x80\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\x80", b"a\xff", b"\xe2\x82"],
 )  # fmt: skip
-def test_overlong_surrogate_out_of_range_and_cut_characters_are_not_valid(tokenize: Any, text: bytes) -> None:
+def test_overlong_surrogate_out_of_range_and_truncated_characters_are_invalid(tokenize: Any, text: bytes) -> None:
     assert tokenize(["a", text, "\ufffd"])[1] == [True, False, True]
 
 
-def test_no_texts_have_no_ids(tokenize: Any) -> None:
+def test_an_empty_batch_has_no_ids(tokenize: Any) -> None:
     assert tokenize([]) == ([], [])
 
 
-def test_the_same_graph_takes_any_number_and_length(tokenize: Any) -> None:
+def test_one_graph_takes_any_batch_size_and_length(tokenize: Any) -> None:
     import tensorflow as tf
 
     traces = []
@@ -374,7 +374,7 @@ def test_a_tokenizer_that_cannot_be_in_the_graph_has_a_reason(
     assert reason in why_not_in_graph(PreTrainedTokenizerFast(tokenizer_object=build(), **special))
 
 
-def test_marks_of_one_class_are_supported(tensorflow: None) -> None:
+def test_combining_marks_of_one_class_are_supported(tensorflow: None) -> None:
     """Their order is that of the text, as it is for a mark that the normalizer drops."""
     from transformers import PreTrainedTokenizerFast
 

@@ -107,7 +107,7 @@ def assert_fills(answers: dict[str, np.ndarray], stock: tuple[Any, Any], texts: 
         assert (answers["tokens"][row, masks:] == b"").all()
 
 
-def test_with_tensorflow_alone_the_answers_are_those_of_the_model(
+def test_a_process_with_tensorflow_alone_gives_the_fills_of_the_model(
     finished_run: Path, stock: tuple[Any, Any], tmp_path: Path
 ) -> None:
     fills, logits = serve_elsewhere(
@@ -128,7 +128,7 @@ def test_with_tensorflow_alone_the_answers_are_those_of_the_model(
 
 
 @pytest.mark.slow
-def test_on_trained_weights_it_fills_masks_as_the_model_does(shared: Path, tmp_path: Path, tensorflow: None) -> None:
+def test_fills_with_trained_weights_equal_those_of_the_model(shared: Path, tmp_path: Path, tensorflow: None) -> None:
     """A pretrained encoder whose head starts as the identity: 30,522 tokens, probabilities far apart."""
     import transformers
 
@@ -167,7 +167,7 @@ def test_encode_gives_the_last_hidden_states_and_their_mean_without_padding(
 
 
 @pytest.mark.parametrize("signature", ["encode", "logits"])
-def test_padding_does_not_affect_the_other_positions(signatures: Any, signature: str) -> None:
+def test_padding_does_not_affect_other_positions(signatures: Any, signature: str) -> None:
     name = {"encode": "last_hidden_state", "logits": "logits"}[signature]
     whole = call_with_ids(signatures[signature])[name]
     alone = call_with_ids(signatures[signature], slice(1, 2), 4)[name]
@@ -177,7 +177,7 @@ def test_padding_does_not_affect_the_other_positions(signatures: Any, signature:
 # What a user of fill_mask meets.
 
 
-def test_a_text_has_the_same_answer_in_any_batch(fill_mask: Any) -> None:
+def test_the_answer_for_a_text_does_not_depend_on_the_batch(fill_mask: Any) -> None:
     together = fill_mask(TEXTS)
     for row, text in enumerate(TEXTS):
         alone = fill_mask([text])
@@ -188,7 +188,7 @@ def test_a_text_has_the_same_answer_in_any_batch(fill_mask: Any) -> None:
         np.testing.assert_allclose(alone["probabilities"][0], together["probabilities"][row, :masks], rtol=1e-4)
 
 
-def test_texts_of_many_lengths_have_their_own_answers_though_the_encoder_takes_them_in_parts(
+def test_texts_of_different_lengths_encoded_in_parts_have_the_right_answers(
     fill_mask: Any, stock: tuple[Any, Any]
 ) -> None:
     from tf_mlm.export.saved_model import _TOKENS_AT_ONCE
@@ -201,7 +201,7 @@ def test_texts_of_many_lengths_have_their_own_answers_though_the_encoder_takes_t
     assert_fills(answers, stock, texts, k=2)
 
 
-def test_filled_is_the_text_as_given_with_the_best_candidates_in_it(fill_mask: Any) -> None:
+def test_filled_is_the_original_text_with_the_best_candidates(fill_mask: Any) -> None:
     answers = fill_mask(TEXTS)
     for row, text in enumerate(TEXTS):
         filled = answers["filled"][row].decode()
@@ -215,7 +215,7 @@ def test_filled_is_the_text_as_given_with_the_best_candidates_in_it(fill_mask: A
         assert filled == text
 
 
-def test_a_piece_that_continues_a_word_is_joined_to_it(tensorflow: None) -> None:
+def test_a_continuing_word_piece_is_joined_to_its_word(tensorflow: None) -> None:
     import tensorflow as tf
 
     from tf_mlm.export.saved_model import _fill
@@ -232,14 +232,14 @@ def test_k_beyond_the_vocabulary_gives_the_vocabulary(fill_mask: Any) -> None:
     assert answers["probabilities"].sum() == pytest.approx(1, abs=1e-5)
 
 
-def test_k_changes_nothing_but_the_number(fill_mask: Any) -> None:
+def test_k_changes_only_the_number_of_candidates(fill_mask: Any) -> None:
     one, many = fill_mask(TEXTS, k=1), fill_mask(TEXTS, k=7)
     assert one["tokens"].shape[2] == 1 and many["tokens"].shape[2] == 7
     assert (one["tokens"][:, :, 0] == many["tokens"][:, :, 0]).all() and (one["filled"] == many["filled"]).all()
 
 
 @pytest.mark.parametrize("k", [0, -1])
-def test_k_below_1_is_an_error_that_says_so(fill_mask: Any, k: int) -> None:
+def test_k_below_1_is_an_error(fill_mask: Any, k: int) -> None:
     import tensorflow as tf
 
     with pytest.raises(tf.errors.InvalidArgumentError, match="k: must be at least 1"):
@@ -247,13 +247,13 @@ def test_k_below_1_is_an_error_that_says_so(fill_mask: Any, k: int) -> None:
 
 
 @pytest.mark.parametrize("texts", [[], [""], [b"\xff"], ["no mask", "a [MASK] " * 300]])
-def test_where_nothing_is_to_be_answered_the_outputs_are_empty(fill_mask: Any, texts: list[Any]) -> None:
+def test_a_batch_without_masks_has_empty_outputs(fill_mask: Any, texts: list[Any]) -> None:
     answers = fill_mask(texts, k=3)
     assert answers["tokens"].shape == answers["token_ids"].shape == answers["probabilities"].shape == (len(texts), 0, 3)
     assert answers["num_masks"].tolist() == [0] * len(texts)
 
 
-def test_a_text_may_fill_the_positions_and_no_more(fill_mask: Any) -> None:
+def test_a_text_may_have_as_many_tokens_as_positions(fill_mask: Any) -> None:
     answers = fill_mask(["[MASK]" * (512 - 2), "[MASK]" * (512 - 1)], k=1)
     assert answers["status"].tolist() == [0, 2]
     assert answers["num_masks"].tolist() == [510, 0]
@@ -262,7 +262,7 @@ def test_a_text_may_fill_the_positions_and_no_more(fill_mask: Any) -> None:
 # What is in the folder.
 
 
-def test_k_has_a_default_for_those_who_serve(finished_run: Path, signatures: Any) -> None:
+def test_k_has_a_default_in_serving(finished_run: Path, signatures: Any) -> None:
     """Python's loader asks for it all the same."""
     from tensorflow.core.protobuf import saved_model_pb2
 
@@ -274,7 +274,7 @@ def test_k_has_a_default_for_those_who_serve(finished_run: Path, signatures: Any
     assert set(signatures) == {"serving_default", "fill_mask", "encode", "logits"}
 
 
-def test_the_weights_are_saved_once(finished_run: Path) -> None:
+def test_the_weights_are_stored_once(finished_run: Path) -> None:
     import safetensors.numpy
 
     arrays = safetensors.numpy.load_file(finished_run / "model" / "model.safetensors")
@@ -286,14 +286,14 @@ def test_the_weights_are_saved_once(finished_run: Path) -> None:
     assert strings.stat().st_size < 4_000_000 and largest > 30_000  # nor as constants of the graph
 
 
-def test_no_call_traces_again(fill_mask: Any, signatures: Any) -> None:
+def test_calls_do_not_retrace(fill_mask: Any, signatures: Any) -> None:
     before = signatures["fill_mask"]
     for texts in (["a [MASK]"], ["a [MASK] b [MASK]"] * 3, []):
         fill_mask(texts)
     assert signatures["fill_mask"] is before and before.structured_input_signature[1]["text"].shape.as_list() == [None]
 
 
-def test_the_export_command_writes_what_the_run_exported(
+def test_the_export_command_writes_the_same_files_as_the_run(
     finished_run: Path, signatures: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import tensorflow as tf
@@ -333,7 +333,7 @@ def other_tokenizer(model_type: str) -> Any:
 
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta", pytest.param("albert", marks=pytest.mark.slow)])
-def test_other_architectures_export_and_say_where_strings_cannot_be(
+def test_other_architectures_are_exported_and_a_missing_string_signature_is_reported(
     model_type: str, tensorflow: None, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import tensorflow as tf
@@ -376,7 +376,7 @@ def test_other_architectures_export_and_say_where_strings_cannot_be(
         np.testing.assert_array_equal(default, logits)
 
 
-def test_a_full_disk_ends_the_export_with_4_and_leaves_nothing(
+def test_a_full_disk_ends_the_export_with_exit_code_4_and_leaves_no_files(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     resource = pytest.importorskip("resource", reason="limits on the size of files are a matter of Unix")
@@ -404,7 +404,7 @@ def test_saved_model_cli_runs_the_signature_without_k(finished_run: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_the_lines_of_the_readme_and_of_the_card_run_where_there_is_only_tensorflow(finished_run: Path) -> None:
+def test_the_examples_of_the_readme_and_the_card_run_with_tensorflow_alone(finished_run: Path) -> None:
     readme = (ROOT / "README.md").read_text().replace("runs/RUN/", "")
     for page in (readme, (finished_run / "README.md").read_text()):
         (code,) = [block for block in page.split("```python\n") if block.startswith("import tensorflow as tf\n")]

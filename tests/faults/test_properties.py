@@ -137,7 +137,7 @@ def settings_files(draw: Any) -> bytes:
 
 
 @few_or_many
-def test_settings_files(cases: int, tmp_path: Path) -> None:
+def test_any_settings_file_loads_or_is_refused(cases: int, tmp_path: Path) -> None:
     file = tmp_path / "my.toml"
 
     def check(content: bytes) -> None:
@@ -158,7 +158,7 @@ def test_settings_files(cases: int, tmp_path: Path) -> None:
 
 
 @few_or_many
-def test_command_lines(cases: int) -> None:
+def test_any_command_line_works_or_is_refused(cases: int) -> None:
     flags = [f"--{name}" for name in sorted(setting_fields())]
     flags += ["--epochs", "--batch-size", "--learning-rate", "--model", "--dataset", "--seed", "--resume", "--plan"]
     words = st.sampled_from(["1", "0", "-1", "1e9", "nan", "true", "--", "-", "", "=", "x=y"]) | some_text
@@ -196,7 +196,7 @@ def text_files(draw: Any) -> tuple[str, bytes]:
 
 @few_or_many
 @pytest.mark.parametrize("document", ["line", "paragraph", "file"])
-def test_files_of_texts(cases: int, document: Any, tmp_path: Path) -> None:
+def test_any_text_file_is_read_or_refused(cases: int, document: Any, tmp_path: Path) -> None:
     def check(case: tuple[tuple[str, bytes], str]) -> None:
         (name, content), column = case
         path = tmp_path / name
@@ -210,7 +210,7 @@ def test_files_of_texts(cases: int, document: Any, tmp_path: Path) -> None:
 
 
 @few_or_many
-def test_files_of_texts_all_the_way_to_sequences(cases: int, tmp_path: Path, tokenizer: Any, cache: Path) -> None:
+def test_any_text_file_becomes_sequences_or_is_refused(cases: int, tmp_path: Path, tokenizer: Any, cache: Path) -> None:
     """The sequences have exactly the tokens of the documents."""
 
     def check(case: tuple[tuple[str, bytes], bool, int, float]) -> None:
@@ -240,7 +240,7 @@ def test_files_of_texts_all_the_way_to_sequences(cases: int, tmp_path: Path, tok
 
 
 @few_or_many
-def test_folders_of_files_and_their_cards(cases: int, tmp_path: Path) -> None:
+def test_any_directory_of_files_is_read_or_refused(cases: int, tmp_path: Path) -> None:
     """No file outside the directory is found, with any card and any links."""
     secret = tmp_path / "secret.txt"
     secret.write_text("not for training")
@@ -295,7 +295,7 @@ def test_folders_of_files_and_their_cards(cases: int, tmp_path: Path) -> None:
 
 
 @few_or_many
-def test_mask_arguments(cases: int) -> None:
+def test_any_mask_arguments_give_valid_masks(cases: int) -> None:
     rates = st.floats() | st.floats(0, 1) | st.sampled_from([0.0, 1.0, 1e-300, 0.15])
 
     def check(case: tuple[list[float], int, int, int, int]) -> None:
@@ -334,7 +334,7 @@ def test_mask_arguments(cases: int) -> None:
 
 
 @few_or_many
-def test_pipeline_arguments(cases: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_pipeline_arguments_give_every_sequence_once(cases: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every epoch has every sequence once; a start at any step gives the same rows as the whole pipeline from there."""
 
     class Table:
@@ -372,7 +372,7 @@ def test_pipeline_arguments(cases: int, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @few_or_many
-def test_checkpoints(cases: int, tmp_path: Path) -> None:
+def test_any_damaged_checkpoint_is_skipped_or_refused(cases: int, tmp_path: Path) -> None:
     """Loading damaged checkpoints gives the one before or the unchanged one, and nothing else."""
     save(tmp_path, 4, 5)
     newest = tmp_path / "step-0000000005"
@@ -400,7 +400,7 @@ def test_checkpoints(cases: int, tmp_path: Path) -> None:
 
 
 @few_or_many
-def test_metrics(cases: int, tmp_path: Path) -> None:
+def test_any_metrics_file_is_read_or_refused(cases: int, tmp_path: Path) -> None:
     """Reading any metrics.jsonl tells whether the run is finished, or names the damaged line."""
     run = RunDirectory(tmp_path / "runs" / "one")
     run.path.mkdir(parents=True)

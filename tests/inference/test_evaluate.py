@@ -64,7 +64,7 @@ def assert_equal(metrics: dict[str, Any], expected: dict[str, Any]) -> None:
         assert metrics[name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-6)), name
 
 
-def test_a_bare_model_is_evaluated_on_all_documents_named(
+def test_a_model_without_a_run_is_evaluated_on_all_selected_documents(
     finished_run: Path, reviews: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tf_mlm import runtime
@@ -76,7 +76,7 @@ def test_a_bare_model_is_evaluated_on_all_documents_named(
     assert metrics["masked_tokens"] > 100  # enough for the sums to mean something
 
 
-def test_a_run_on_other_data_keeps_its_own_sequence_length_batch_and_seed(
+def test_evaluation_on_another_dataset_keeps_sequence_length_batch_size_and_seed(
     finished_run: Path, reviews: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = load_config(finished_run / "config.toml")
@@ -87,7 +87,7 @@ def test_a_run_on_other_data_keeps_its_own_sequence_length_batch_and_seed(
     assert_equal(metrics, expected)
 
 
-def test_other_data_may_need_its_own_settings(
+def test_another_dataset_takes_its_own_settings(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "texts").mkdir()
@@ -107,7 +107,7 @@ def test_other_data_may_need_its_own_settings(
     assert "--data.document = 'book'" in capsys.readouterr().err
 
 
-def test_the_printed_table_says_what_was_scored(
+def test_the_printed_table_describes_the_evaluated_documents(
     finished_run: Path, reviews: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     metrics = evaluate(capsys, finished_run, "--dataset", reviews)
@@ -156,7 +156,7 @@ def test_a_run_is_evaluated_from_any_directory(
     assert load_config(Path("config.toml")).data.dataset == "reviews.txt"
 
 
-def test_no_validation_split_scores_all_documents(
+def test_an_empty_validation_split_selects_all_documents(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for split, count in (("train", 5), ("test", 3)):

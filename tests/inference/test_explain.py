@@ -35,7 +35,7 @@ def explain(
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_guesses_and_losses_are_those_of_the_stock_model_on_the_masked_sentence(
+def test_predictions_and_losses_equal_those_of_the_stock_model(
     trained: tuple[Any, Any], finished_run: Path, seed: int
 ) -> None:
     import transformers
@@ -64,7 +64,7 @@ def test_guesses_and_losses_are_those_of_the_stock_model_on_the_masked_sentence(
     assert lines["mean"] == [f"{mean:.3f} nats over {len(losses)} predicted tokens: perplexity {math.exp(mean):.2f}"]
 
 
-def test_the_seed_decides_which_tokens_are_masked(trained: tuple[Any, Any]) -> None:
+def test_the_seed_determines_the_masks(trained: tuple[Any, Any]) -> None:
     masked = [explain(trained, SENTENCE, seed)["mask"] for seed in (0, 0, 1)]
     assert masked[0] == masked[1] != masked[2]
 
@@ -77,14 +77,14 @@ def test_a_sentence_that_cannot_be_explained_is_refused(trained: tuple[Any, Any]
         explain(trained, sentence, 0)
 
 
-def test_numbers_are_printed_with_enough_digits_and_words_agree(trained: tuple[Any, Any]) -> None:
+def test_numbers_have_enough_digits_and_nouns_the_right_number(trained: tuple[Any, Any]) -> None:
     one = explain(trained, "A film.", 0)
     assert len(one["loss"]) == 1 and " nats over 1 predicted token: " in one["mean"][0]
     (probability,) = re.findall(r"-ln ([\d.e-]+) = ([\d.]+)", one["loss"][0])
     assert -math.log(float(probability[0])) == pytest.approx(float(probability[1]), abs=2e-3)
 
 
-def test_a_run_is_explained_with_its_own_masking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_explain_uses_the_masking_settings_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--training.num_train_steps", "2", "--masking.mlm_probability", "0.5", "--masking.mask_replace_prob", "1"]
     assert train(tmp_path, *flags, "--masking.random_replace_prob", "0", "--output-dir", "RUN") == 0
     capsys.readouterr()

@@ -68,7 +68,7 @@ def test_a_filled_sentence_keeps_its_other_masks(trained: tuple[Any, Any]) -> No
     assert [fill.sentence for fill in second] == [expected("The  [MASK]\twas ", f.token, " (Ünï)") for f in second]
 
 
-def test_a_piece_of_byte_level_bpe_joins_the_word_before_it_unless_it_begins_one(tensorflow: None) -> None:
+def test_a_byte_level_bpe_token_is_joined_to_the_previous_word_unless_it_begins_a_word(tensorflow: None) -> None:
     from tests.export.test_saved_model import other_tokenizer
     from tests.model.conftest import build, tiny_config
     from tf_mlm.inference.fill_mask import fill_masks
@@ -81,7 +81,7 @@ def test_a_piece_of_byte_level_bpe_joins_the_word_before_it_unless_it_begins_one
     assert sentences["c"] == "abc!"  # none of this vocabulary begins a word
 
 
-def test_a_mask_is_written_the_same_way_for_any_mask_token(trained: tuple[Any, Any]) -> None:
+def test_mask_is_replaced_by_the_mask_token_of_any_tokenizer(trained: tuple[Any, Any]) -> None:
     from tf_mlm.inference.fill_mask import fill_masks
 
     class Renamed:
@@ -132,7 +132,7 @@ def test_a_saved_model_gives_the_fills_of_its_run(finished_run: Path, trained: t
         np.testing.assert_allclose([fill.probability for fill in fills], probabilities, rtol=1e-4)
 
 
-def test_a_table_shows_each_mask_with_its_number_and_a_bar_as_long_as_the_probability(tensorflow: None) -> None:
+def test_the_table_shows_each_mask_with_its_number_and_probability_bars(tensorflow: None) -> None:
     from tf_mlm.inference.fill_mask import Answer, Fill, describe_answer
 
     one = [Fill("b", 0.75, "b a [MASK]")]
@@ -153,7 +153,7 @@ def test_a_table_shows_each_mask_with_its_number_and_a_bar_as_long_as_the_probab
     ]
 
 
-def test_side_by_side_each_model_has_a_column(tensorflow: None) -> None:
+def test_a_comparison_has_one_column_per_model(tensorflow: None) -> None:
     from tf_mlm.inference.fill_mask import Answer, Fill, describe_side_by_side
 
     ours = Answer(
@@ -181,7 +181,7 @@ def run_fill_mask(capsys: pytest.CaptureFixture[str], *arguments: str | Path) ->
     return captured.out
 
 
-def test_the_command_prints_one_json_object_a_sentence(
+def test_the_command_prints_one_json_object_per_sentence(
     finished_run: Path, trained: tuple[Any, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     from tf_mlm.inference.fill_mask import fill_masks
@@ -196,7 +196,7 @@ def test_the_command_prints_one_json_object_a_sentence(
     assert (lines[1]["filled"], lines[1]["probability"]) == (best["sentence"], best["probability"])
 
 
-def test_flags_may_stand_anywhere_and_sentences_come_from_standard_input_where_none_is_named(
+def test_flags_may_be_anywhere_and_sentences_are_read_from_standard_input_by_default(
     finished_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = run_fill_mask(capsys, finished_run, "A [MASK].", "Ünï [MASK]", "--top-k", "2")
@@ -207,7 +207,7 @@ def test_flags_may_stand_anywhere_and_sentences_come_from_standard_input_where_n
     assert run_fill_mask(capsys, finished_run, "--top-k", "2") == expected
 
 
-def test_two_models_are_compared_be_they_runs_folders_or_saved_models(
+def test_runs_model_directories_and_saved_models_can_be_compared(
     finished_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, served = str(finished_run), str(finished_run / "saved_model")

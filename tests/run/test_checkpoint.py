@@ -64,7 +64,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_saved_checkpoint_is_loaded(tmp_path: Path) -> None:
+def test_a_saved_checkpoint_is_loaded_unchanged(tmp_path: Path) -> None:
     save(tmp_path / "checkpoints", 7)
     progress, arrays = load(tmp_path / "checkpoints")
     assert progress == progress_at(7)
@@ -80,7 +80,7 @@ def test_a_saved_checkpoint_is_loaded(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_the_newest_is_loaded_and_as_many_kept_as_asked_for(tmp_path: Path) -> None:
+def test_the_newest_checkpoint_is_loaded_and_keep_checkpoints_are_kept(tmp_path: Path) -> None:
     save(tmp_path, 1, 9, 10, 200, keep=2)
     assert names(tmp_path) == ["step-0000000010", "step-0000000200"]
     assert load(tmp_path)[0] == progress_at(200)
@@ -88,7 +88,7 @@ def test_the_newest_is_loaded_and_as_many_kept_as_asked_for(tmp_path: Path) -> N
     assert names(tmp_path) == ["step-0000000201"]
 
 
-def test_a_step_saved_twice_is_that_of_the_second_time(tmp_path: Path) -> None:
+def test_saving_a_step_again_replaces_its_checkpoint(tmp_path: Path) -> None:
     save(tmp_path, 3)
     save_checkpoint(tmp_path, progress_at(3), variables_at(4), keep=2)
     assert names(tmp_path) == ["step-0000000003"]
@@ -96,12 +96,12 @@ def test_a_step_saved_twice_is_that_of_the_second_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [lambda path: None, Path.mkdir])
-def test_no_checkpoint_loads_as_none(tmp_path: Path, make: Callable[[Path], object]) -> None:
+def test_loading_without_checkpoints_gives_none(tmp_path: Path, make: Callable[[Path], object]) -> None:
     make(tmp_path / "checkpoints")
     assert load_checkpoint(tmp_path / "checkpoints", "mine") is None
 
 
-def test_another_runs_checkpoint_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_run_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     save(tmp_path / "run" / "checkpoints", 1)
     with pytest.raises(Refused, match=rf"^--resume {tmp_path}/run: its checkpoint belongs to another text, model or"):
@@ -127,7 +127,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("file", ["arrays.safetensors", "state.json"])
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+def test_a_damaged_checkpoint_is_skipped_for_the_previous_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, damage: Callable[[Path], object]
 ) -> None:
     save(tmp_path, 4, 5)
@@ -139,7 +139,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     assert re.fullmatch(r"checkpoint step-0000000005 is damaged and skipped: \w+: \S.*\n", said)
 
 
-def test_no_flipped_bit_of_the_state_gives_another_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_flipped_bit_in_the_state_is_detected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(tmp_path, 4, 5)
     path = tmp_path / "step-0000000005" / "state.json"
     whole = path.read_bytes()
@@ -153,7 +153,7 @@ def test_no_flipped_bit_of_the_state_gives_another_state(tmp_path: Path, capsys:
     assert len(capsys.readouterr().out.splitlines()) == passed_over
 
 
-def test_a_run_with_only_damaged_checkpoints_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(tmp_path, 4, 5)
     for path in tmp_path.iterdir():
         (path / "state.json").unlink()
@@ -162,7 +162,7 @@ def test_a_run_with_only_damaged_checkpoints_is_refused(tmp_path: Path, capsys: 
     assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["step-0000000005", "step-0000000004"]
 
 
-def test_a_checkpoint_of_another_version_of_the_package_is_passed_over(
+def test_a_checkpoint_of_another_package_version_is_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save(tmp_path, 5)
@@ -172,7 +172,7 @@ def test_a_checkpoint_of_another_version_of_the_package_is_passed_over(
     assert capsys.readouterr().out.startswith("checkpoint step-0000000006 is damaged and skipped: ")
 
 
-def test_a_temporary_directory_is_not_a_checkpoint(tmp_path: Path) -> None:
+def test_an_incomplete_checkpoint_is_ignored(tmp_path: Path) -> None:
     save(tmp_path, 4)
     half = tmp_path / ".step-0000000009.x1y2.tmp"
     half.mkdir()
@@ -181,7 +181,7 @@ def test_a_temporary_directory_is_not_a_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf])
-def test_a_number_that_is_not_finite_reaches_no_checkpoint(tmp_path: Path, number: float) -> None:
+def test_a_non_finite_number_is_never_saved(tmp_path: Path, number: float) -> None:
     save(tmp_path, 4)
     variables = variables_at(5) | {"weight/0": Variable(np.array([1.0, number], np.float32))}
     with pytest.raises(NonFiniteLoss, match="a value of the weight is not finite after step 5"):
@@ -189,7 +189,7 @@ def test_a_number_that_is_not_finite_reaches_no_checkpoint(tmp_path: Path, numbe
     assert names(tmp_path) == ["step-0000000004"]
 
 
-def test_damaged_checkpoints_of_later_steps_go_and_are_not_kept_in_place_of_sound_ones(
+def test_damaged_checkpoints_of_later_steps_are_removed_before_intact_ones(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save(tmp_path, 3, 8, 9)
@@ -200,7 +200,7 @@ def test_damaged_checkpoints_of_later_steps_go_and_are_not_kept_in_place_of_soun
     assert names(tmp_path) == ["step-0000000005"]
 
 
-def test_a_run_rolls_back_to_a_checkpoint_before_its_bad_steps(tmp_path: Path) -> None:
+def test_a_rollback_skips_checkpoints_between_bad_steps_if_it_can(tmp_path: Path) -> None:
     save(tmp_path, 4)
     between = replace(progress_at(5), bad_steps=1, skipped_steps=3)
     save_checkpoint(tmp_path, between, variables_at(5), keep=2)
@@ -210,7 +210,7 @@ def test_a_run_rolls_back_to_a_checkpoint_before_its_bad_steps(tmp_path: Path) -
     assert load(tmp_path, before_bad_steps=True)[0] == between
 
 
-def test_the_best_model_goes_with_its_checkpoint(tmp_path: Path) -> None:
+def test_the_best_model_is_restored_with_its_checkpoint(tmp_path: Path) -> None:
     folder, model = tmp_path / "checkpoints", tmp_path / "model"
 
     def keep(step: int, text: str = "") -> None:
@@ -231,14 +231,14 @@ def test_the_best_model_goes_with_its_checkpoint(tmp_path: Path) -> None:
     assert not model.exists()
 
 
-def test_the_next_batch_is_ahead_by_the_batches_that_a_rollback_skipped(tmp_path: Path) -> None:
+def test_after_a_rollback_the_next_batch_skips_the_bad_batches(tmp_path: Path) -> None:
     progress = replace(progress_at(5), rolled_back=(9, 4))
     assert (progress_at(5).next_batch, progress.next_batch) == (5, 10)
     save_checkpoint(tmp_path, progress, variables_at(5), keep=2)
     assert load(tmp_path)[0] == progress
 
 
-def test_a_save_that_fails_leaves_the_one_before_and_nothing_else(tmp_path: Path) -> None:
+def test_a_failed_save_leaves_only_the_previous_checkpoint(tmp_path: Path) -> None:
     save(tmp_path, 4)
 
     class Gone(Variable):
@@ -251,7 +251,7 @@ def test_a_save_that_fails_leaves_the_one_before_and_nothing_else(tmp_path: Path
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_every_variable_that_training_changes_is_restored_bit_by_bit(
+def test_all_variables_that_training_changes_are_restored_exactly(
     tensorflow: None, tmp_path: Path, precision: str
 ) -> None:
     import tensorflow as tf

@@ -46,7 +46,7 @@ def refusal(call: Callable[[Any], object], argument: object) -> str:
 # Creating and opening
 
 
-def test_opening_a_run_removes_the_temporary_files_of_killed_runs(tmp_path: Path) -> None:
+def test_opening_a_run_removes_incomplete_files(tmp_path: Path) -> None:
     run = begin(tmp_path / "run", StartEvent())
     run.write_environment({"curve": "plots/run.png"})
     run.release()
@@ -66,7 +66,7 @@ def test_opening_a_run_removes_the_temporary_files_of_killed_runs(tmp_path: Path
     assert all(path.exists() for path in others)
 
 
-def test_a_run_killed_while_it_wrote_its_first_file_can_be_started_again(tmp_path: Path) -> None:
+def test_a_run_killed_during_its_first_write_can_be_started_again(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".lock").touch()
     (tmp_path / "run" / ".config.toml.x1y2.tmp").touch()
@@ -74,7 +74,7 @@ def test_a_run_killed_while_it_wrote_its_first_file_can_be_started_again(tmp_pat
     assert sorted(os.listdir(tmp_path / "run")) in (["config.toml"], [".lock", "config.toml"])
 
 
-def test_a_new_run_may_have_a_new_folder_or_an_empty_one(tmp_path: Path) -> None:
+def test_a_new_run_takes_a_new_or_an_empty_directory(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for path in (tmp_path / "a" / "b" / "new", tmp_path / "empty"):
         run = RunDirectory.create(path)
@@ -83,7 +83,7 @@ def test_a_new_run_may_have_a_new_folder_or_an_empty_one(tmp_path: Path) -> None
         assert load_config(run.config_path) == Config()
 
 
-def test_a_directory_that_holds_a_run_is_refused_with_the_remedy(tmp_path: Path) -> None:
+def test_a_directory_with_a_run_is_refused_with_a_solution(tmp_path: Path) -> None:
     begin(tmp_path / "unfinished", StartEvent()).release()
     begin(tmp_path / "finished", StartEvent(), EndEvent()).release()
     assert "contains an unfinished run; continue it with --resume" in refusal(
@@ -94,7 +94,7 @@ def test_a_directory_that_holds_a_run_is_refused_with_the_remedy(tmp_path: Path)
     assert not RunDirectory.open(tmp_path / "unfinished").is_finished()
 
 
-def test_a_folder_with_anything_in_it_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
+def test_a_directory_that_is_not_empty_is_refused_and_unchanged(tmp_path: Path) -> None:
     (tmp_path / "documents").mkdir()
     (tmp_path / "documents" / "thesis.tex").write_text("work of years")
     assert "is not empty (it contains thesis.tex)" in refusal(RunDirectory.create, tmp_path / "documents")
@@ -109,18 +109,18 @@ def test_a_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_may_not_be_written_is_refused(tmp_path: Path) -> None:
+def test_an_unwritable_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o555)
     assert "cannot be written: Permission denied" in refusal(RunDirectory.create, tmp_path / "locked" / "run")
 
 
-def test_a_directory_without_a_run_cannot_be_resumed(tmp_path: Path) -> None:
+def test_resuming_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
     assert "is not a run directory (it has no config.toml)" in refusal(RunDirectory.open, tmp_path)
     assert "is not a run directory (it has no config.toml)" in refusal(RunDirectory.open, tmp_path / "nothing")
     assert os.listdir(tmp_path) == []
 
 
-def test_only_the_files_of_a_refused_run_are_removed(tmp_path: Path) -> None:
+def test_discard_removes_only_the_files_of_the_refused_run(tmp_path: Path) -> None:
     run = begin(tmp_path / "run")
     run.write_environment({})
     run.write_train_hashes(np.zeros(3, np.uint64))
@@ -135,7 +135,7 @@ def test_only_the_files_of_a_refused_run_are_removed(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "empty") == []  # made by its owner, and left to them
 
 
-def test_a_disk_that_is_too_small_is_refused_and_written_files_count(
+def test_a_disk_with_too_little_space_is_refused_and_existing_files_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = begin(tmp_path / "run")
@@ -149,7 +149,7 @@ def test_a_disk_that_is_too_small_is_refused_and_written_files_count(
     assert directory.describe_bytes(3 * 2**29) == "1.5 GiB"
 
 
-def test_free_space_is_that_of_the_nearest_existing_parent(tmp_path: Path) -> None:
+def test_free_space_is_that_of_the_nearest_existing_directory(tmp_path: Path) -> None:
     assert directory.free_bytes(tmp_path / "a" / "b") == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.1)
 
 
@@ -163,7 +163,7 @@ time.sleep(600)
 """
 
 
-def test_two_processes_never_share_a_run_and_a_killed_one_leaves_no_obstacle(tmp_path: Path) -> None:
+def test_two_processes_never_share_a_run_and_a_kill_releases_the_lock(tmp_path: Path) -> None:
     begin(tmp_path / "run", StartEvent()).release()
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path / "run")],
@@ -192,7 +192,7 @@ def test_a_released_run_can_be_opened_again(tmp_path: Path) -> None:
 # Events and derived files
 
 
-def test_events_beyond_the_checkpoint_are_cut(tmp_path: Path) -> None:
+def test_events_after_the_checkpoint_are_removed(tmp_path: Path) -> None:
     run = begin(tmp_path / "run", StartEvent(), StepEvent(step=10))
     size = run.metrics_path.stat().st_size
     run.append_event(StepEvent(step=20))
@@ -203,12 +203,12 @@ def test_events_beyond_the_checkpoint_are_cut(tmp_path: Path) -> None:
     assert run.read_events() == ()
 
 
-def test_cutting_a_missing_file_does_nothing(tmp_path: Path) -> None:
+def test_cutting_without_later_events_changes_nothing(tmp_path: Path) -> None:
     begin(tmp_path / "run").cut_events(0)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_events_that_the_system_lost_are_not_made_up(tmp_path: Path) -> None:
+def test_cutting_never_extends_the_file(tmp_path: Path) -> None:
     """A crash of the machine may lose what no fsync wrote: cutting to a length beyond the end would add zeros."""
     run = begin(tmp_path / "run", StartEvent(), StepEvent(step=10))
     size = run.metrics_path.stat().st_size
@@ -218,7 +218,7 @@ def test_events_that_the_system_lost_are_not_made_up(tmp_path: Path) -> None:
     assert run.read_events() == (StartEvent(), StepEvent(step=20))
 
 
-def test_history_has_one_row_an_epoch_and_these_columns(tmp_path: Path) -> None:
+def test_history_has_one_row_per_epoch_and_these_columns(tmp_path: Path) -> None:
     epoch = {
         "event": "epoch", "epoch": 1, "step": 94, "loss": 5.5, "val_loss": 4.25, "val_perplexity": 70.1,
         "val_masked_accuracy": 0.3, "val_masked_accuracy_top_5": 0.5, "learning_rate": 2e-05,
@@ -240,7 +240,7 @@ def test_history_has_one_row_an_epoch_and_these_columns(tmp_path: Path) -> None:
     )
 
 
-def test_environment_is_json(tmp_path: Path) -> None:
+def test_the_environment_file_is_json(tmp_path: Path) -> None:
     run = begin(tmp_path / "run")
     run.write_environment({"python": "3.11", "data": {"train": 3}})
     written = json.loads((tmp_path / "run" / "environment.json").read_text())
@@ -263,7 +263,7 @@ def test_a_name_that_is_not_utf_8_is_recorded_as_valid_text_and_keeps_its_curve(
 # The curve
 
 
-def test_no_run_takes_the_curve_of_another_of_its_name(tmp_path: Path) -> None:
+def test_runs_of_the_same_name_have_different_curve_files(tmp_path: Path) -> None:
     curves = []
     for parent in ("a", "b", "c"):
         run = begin(tmp_path / parent / "imdb")
@@ -291,14 +291,14 @@ def test_a_resumed_run_finds_its_own_curve(tmp_path: Path) -> None:
 # Names
 
 
-def test_a_run_is_named_by_config_and_time_and_never_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_names_have_config_and_time_and_are_unique(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "strftime", lambda form: "20300102-030405")
     for name in ("sample-20300102-030405", "sample-20300102-030405-2", "sample-20300102-030405-3"):
         assert str(new_run_path("sample")) == f"runs/{name}"
         (tmp_path / "runs" / name).mkdir(parents=True)
 
 
-def test_the_newest_unfinished_run_is_the_one_begun_last(tmp_path: Path) -> None:
+def test_the_newest_unfinished_run_is_the_one_started_last(tmp_path: Path) -> None:
     assert newest_unfinished_run(tmp_path / "runs") is None
     for i, name in enumerate(("older", "newer", "finished")):
         run = begin(tmp_path / "runs" / name, StartEvent(), *([EndEvent()] if name == "finished" else []))
@@ -325,7 +325,7 @@ def test_runs_that_are_running_damaged_or_diverged_are_skipped(tmp_path: Path) -
     assert newest_unfinished_run(root) == root / "running"
 
 
-def test_a_run_knows_its_name_however_it_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_run_name_is_the_same_for_any_form_of_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     assert RunDirectory(directory.Path(".")).name == "here"

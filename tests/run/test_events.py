@@ -30,12 +30,12 @@ EVENTS: list[Event] = [
 
 
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: event.kind)
-def test_an_event_is_read_as_it_was_written(tmp_path: Path, event: Event) -> None:
+def test_a_written_event_is_read_back_unchanged(tmp_path: Path, event: Event) -> None:
     append_event(tmp_path / "metrics.jsonl", event)
     assert read_events(tmp_path / "metrics.jsonl") == (event,)
 
 
-def test_the_keys_are_those_of_the_contract() -> None:
+def test_events_have_the_documented_keys() -> None:
     assert list(EVENTS[3].as_dict()) == [
         "event", "epoch", "step", "loss", "val_loss", "val_perplexity", "val_masked_accuracy",
         "val_masked_accuracy_top_5", "learning_rate", "skipped_steps", "tokens_per_second", "seconds",
@@ -44,7 +44,7 @@ def test_the_keys_are_those_of_the_contract() -> None:
     assert "rolled_back" not in EndEvent().as_dict()
 
 
-def test_half_a_last_line_and_unknown_keys_are_ignored(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_and_unknown_keys_are_ignored(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     assert read_events(path) == ()
     path.write_bytes(b'{"event": "step", "step": 10, "of_a_later_version": [1]}\n{"event": "end", "text": "\xc3')
@@ -92,12 +92,12 @@ def test_the_best_is_the_lowest_finite_validation_loss_and_the_first_of_equals()
     assert Events().best is None
 
 
-def test_the_model_before_training_is_the_best_where_no_epoch_beats_it() -> None:
+def test_the_model_before_training_is_the_best_if_no_epoch_is_better() -> None:
     start = StartEvent(validation={"loss": 4.0})
     assert Events([start, epoch(1, 4.5), epoch(2, 4.0)]).best is start
 
 
-def test_the_length_of_an_epoch_is_known_from_any_event_that_tells_it() -> None:
+def test_the_steps_per_epoch_are_read_from_any_event_that_has_them() -> None:
     assert Events([StartEvent(steps_per_epoch=94)]).steps_per_epoch == 94
     assert Events([epoch(2, 4.0)]).steps_per_epoch == 94
     assert Events([StepEvent(step=3)]).steps_per_epoch is None

@@ -67,7 +67,7 @@ def _rows(card: str) -> list[list[str]]:
     return [re.split(r" (?<!\\)\| ", line[2:-2]) for line in card.splitlines() if line.startswith("| ")]
 
 
-def test_every_epoch_has_its_row() -> None:
+def test_each_epoch_has_one_row() -> None:
     rows = _rows(build_model_card(_report()))
     assert ["0", "0", "–", "2.9000", "18.17", "40.21%", "61.00%", "–"] in rows
     assert ["1", "94", "2.7654", "2.5432", "12.72", "45.12%", "–", "1.400e-05"] in rows
@@ -75,7 +75,7 @@ def test_every_epoch_has_its_row() -> None:
     assert ["3", "282", "2.5002", "2.4444", "11.52", "46.22%", "–", "0.000e+00"] in rows
 
 
-def test_summary_compares_before_with_the_best_epoch() -> None:
+def test_the_summary_compares_the_start_with_the_best_epoch() -> None:
     rows = _rows(build_model_card(_report()))
     for row in (
         ["Loss (nats per masked token)", "2.9000", "2.4321"],
@@ -108,12 +108,12 @@ def test_the_card_has_data_environment_and_examples() -> None:
     assert "(loss.png)" in card
 
 
-def test_missing_tokens_show_in_the_card() -> None:
+def test_the_card_shows_tokens_before_and_after_packing() -> None:
     card = build_model_card(_report(data=DATA | {"train_tokens_packed": 7_812_000}))
     assert ["Training", "25,000", "7,812,345", "7,812,000", "61,034", "3,000"] in _rows(card)
 
 
-def test_every_setting_and_derived_number_of_steps_has_a_row() -> None:
+def test_each_setting_and_each_derived_number_has_one_row() -> None:
     rows = {row[0]: row[1] for row in _rows(build_model_card(_report(config=_config(optimizer__learning_rate="3e-4"))))}
     for name in setting_fields():
         assert f"`{name}`" in rows
@@ -126,7 +126,7 @@ def test_every_setting_and_derived_number_of_steps_has_a_row() -> None:
     assert rows["`model.vocab_size`"] == "8000"
 
 
-def test_the_front_matter_is_valid_on_the_hub() -> None:
+def test_the_front_matter_has_the_fields_of_the_hub() -> None:
     card = build_model_card(_report())
     front = _front_matter(card)
     assert front["base_model"] == "distilbert-base-uncased"
@@ -149,7 +149,7 @@ def test_the_front_matter_is_valid_on_the_hub() -> None:
     assert parsed.to_dict() == data.to_dict() == front
 
 
-def test_base_model_is_one_of_the_hub_whose_weights_were_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_base_model_is_a_hub_model_whose_weights_were_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def front(**overrides: str) -> dict[str, Any]:
         return _front_matter(build_model_card(_report(config=_config(**overrides))))
 
@@ -168,13 +168,13 @@ def test_base_model_is_one_of_the_hub_whose_weights_were_used(tmp_path: Path, mo
     assert "datasets" not in front(data__dataset="org/reviews")  # a folder that reads like a Hub name
 
 
-def test_validation_split_is_named_only_where_it_is_one() -> None:
+def test_a_validation_split_is_named_only_if_there_is_one() -> None:
     report = _report(data=DATA | {"held_out": True})
     assert _front_matter(build_model_card(report))["model-index"][0]["results"][0]["dataset"]["split"] == "validation"
     assert "(5%) are held out at random" in build_model_card(report)
 
 
-def test_the_card_has_no_local_path() -> None:
+def test_the_card_contains_no_local_path() -> None:
     config = _config(model__name="/home/someone/models/minilm", data__dataset="/home/someone/private/reviews/")
     card = build_model_card(_report(config=config))
     assert "someone" not in card
@@ -203,7 +203,7 @@ def test_the_card_names_the_origin_of_the_weights() -> None:
         ("albert", "TFAlbertForMaskedLM", "'A [MASK] film.'"),
     ],
 )
-def test_how_to_load_it(model_type: str, architecture: str, sentence: str) -> None:
+def test_the_card_shows_how_to_load_the_model(model_type: str, architecture: str, sentence: str) -> None:
     config = load_config(overrides={"training.example_sentences": ["A [MASK] film."]})
     card = build_model_card(_report(model_type=model_type, config=config))
     code = card.split("```python\n")[1].split("```")[0]
@@ -214,7 +214,7 @@ def test_how_to_load_it(model_type: str, architecture: str, sentence: str) -> No
 
 
 @pytest.mark.parametrize("takes_strings", [True, False])
-def test_the_saved_model_is_called_by_a_signature_that_it_has(takes_strings: bool) -> None:
+def test_the_card_calls_an_existing_signature_of_the_saved_model(takes_strings: bool) -> None:
     code = build_model_card(_report(takes_strings=takes_strings)).split("```python\n")[2].split("```")[0]
     compile(code, "card", "exec")
     assert ('signatures["fill_mask"]' in code) == ("text=" in code) == takes_strings
@@ -245,7 +245,7 @@ def _not_finite(event: dict[str, Any]) -> dict[str, Any]:
         ([START, *EPOCHS, END], "3 of 3", "1 h 30 min"),
     ],
 )
-def test_any_part_of_a_run_gives_a_card_with_nothing_left_to_fill_in(
+def test_the_card_of_an_unfinished_run_has_no_placeholders(
     events: list[dict[str, Any]], epochs: str, time: str
 ) -> None:
     card = build_model_card(_report(events=Events.from_dicts(events), examples=[] if len(events) < 2 else EXAMPLES))
@@ -258,7 +258,7 @@ def test_any_part_of_a_run_gives_a_card_with_nothing_left_to_fill_in(
     ModelCard(card)
 
 
-def test_a_run_no_better_than_its_start_says_so() -> None:
+def test_the_card_reports_that_no_epoch_was_better_than_the_start() -> None:
     worse = [epoch | {"val_loss": 3.1, "val_perplexity": 22.2} for epoch in EPOCHS]
     card = build_model_card(_report(events=Events.from_dicts([START, *worse, END | {"best_epoch": 0}])))
     assert "**No epoch was better than the model before training.**" in card
@@ -266,14 +266,14 @@ def test_a_run_no_better_than_its_start_says_so() -> None:
     assert "No epoch was better" not in build_model_card(_report())
 
 
-def test_the_card_says_why_training_stopped_early() -> None:
+def test_the_card_gives_the_reason_of_early_stopping() -> None:
     events = Events.from_dicts([START, *EPOCHS[:2], END | {"epoch": 2, "stopped_early": True}])
     card = build_model_card(_report(events=events, config=_config(training__early_stopping_patience="1")))
     assert "Training stopped early, after epoch 2: the validation loss had not improved for 1 epoch." in card
     assert "stopped early" not in build_model_card(_report())
 
 
-def test_the_card_says_at_which_share_of_masked_tokens_each_number_was_measured() -> None:
+def test_the_card_gives_the_mask_ratio_of_each_metric() -> None:
     card = build_model_card(_report(config=_config(masking__mlm_probability="0.25")))
     assert (
         "In training, 25% of the tokens of each sequence of 128 are masked and predicted; in validation, 15%." in card
@@ -282,7 +282,7 @@ def test_the_card_says_at_which_share_of_masked_tokens_each_number_was_measured(
     assert "with dropout and 25% of the tokens masked" in card
 
 
-def test_a_perplexity_that_no_float_holds_is_not_a_number_in_the_card() -> None:
+def test_an_infinite_perplexity_is_not_finite_in_the_card() -> None:
     events = Events.from_dicts([START, EPOCHS[0] | {"val_loss": 800.0, "val_perplexity": math.inf}])
     card = build_model_card(_report(events=events))
     assert "not finite" in card and "inf" not in re.sub(r"[Ii]nf\w+", "", card)

@@ -56,7 +56,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("events", CASES.values(), ids=CASES)
-def test_any_part_of_a_run_is_drawn_at_the_promised_size(events: list[dict[str, Any]]) -> None:
+def test_an_incomplete_run_is_drawn_at_the_documented_size(events: list[dict[str, Any]]) -> None:
     files = plot_loss(events, "a run")
     assert files["png"][:8] == b"\x89PNG\r\n\x1a\n"
     assert struct.unpack(">II", files["png"][16:24]) == (1600, 1040)
@@ -69,7 +69,7 @@ def test_the_same_events_give_the_same_bytes_and_others_do_not() -> None:
 
 
 @pytest.mark.parametrize("title", ["costs $5 and $6", "$\\frac{", "two\nlines", "x" * 500, ""])
-def test_a_title_is_text_and_not_markup(title: str) -> None:
+def test_a_title_is_not_parsed_as_markup(title: str) -> None:
     assert plot_loss(CASES["one epoch"], title)["png"]
 
 
@@ -105,13 +105,13 @@ def test_a_loss_that_rises_out_of_the_figure_is_named_at_its_edge(monkeypatch: p
     assert "↑ training up to 11.60\n↑ validation up to 8.50" in shown
 
 
-def test_a_run_whose_every_epoch_is_worse_than_the_start_shows_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_epochs_worse_than_the_start_are_inside(monkeypatch: pytest.MonkeyPatch) -> None:
     events = [START | {"val_loss": 2.9, "unigram_entropy": 3.0}, *(_epoch(n, 100.0 + n, 200.0 + n) for n in (1, 2, 3))]
     assert limits(*events)[1] == 203.0
     assert "best 2.90, before training" in texts(monkeypatch, *events)
 
 
-def test_the_legend_has_the_share_of_masked_tokens_where_it_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_legend_has_the_mask_ratios_if_they_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     ratios = {"mlm_probability": 0.25, "validation_mlm_probability": 0.15}
     shown = texts(monkeypatch, START | ratios, *THREE)
     assert {"training, epochs (25% masked)", "validation (15% masked)"} <= shown
@@ -134,7 +134,7 @@ def test_a_mean_is_drawn_at_the_middle_of_its_interval() -> None:
     assert np.asarray(validation.get_xdata()).tolist() == [0.0, 1.0]
 
 
-def test_the_rate_panel_shows_the_peak_that_no_logged_step_has() -> None:
+def test_the_rate_panel_shows_a_peak_between_logged_steps() -> None:
     """Logged every 94 steps; the warmup ends at step 10."""
     schedule = [[step, 5e-4 * min(step / 10, (1880 - step) / 1870)] for step in range(1, 1881)]
     axes = Figure().subplots()
@@ -159,7 +159,7 @@ def test_labels_never_overlap(monkeypatch: pytest.MonkeyPatch, entropy: float, b
             assert figure.axes[0].bbox.padded(1).containsx(box.x0) and figure.axes[0].bbox.padded(1).containsx(box.x1)
 
 
-def test_a_far_start_does_not_squeeze_the_losses_of_the_epochs() -> None:
+def test_a_high_starting_loss_does_not_compress_the_epochs() -> None:
     events = [START | {"unigram_entropy": 5.5}, _step(10, 9.1), *THREE]
     assert limits(*events) == (4.3, 5.5)  # 0.8 nats of epochs: 5.5 leaves them two thirds, 10.92 an eighth
 
@@ -169,7 +169,7 @@ def test_references_that_fit_are_inside() -> None:
     assert limits(START | {"val_loss": 4.0, "unigram_entropy": 5.2}, *THREE) == (4.0, 5.2)
 
 
-def test_with_fewer_than_three_epochs_everything_is_inside() -> None:
+def test_all_losses_are_inside_before_the_third_epoch() -> None:
     assert limits(START, _step(10, 9.1), *THREE[:2]) == (4.36, 10.92)
     assert limits(START) == (6.93, 10.92)
 
@@ -196,7 +196,7 @@ def test_perplexity_ticks_are_round(low: float, high: float, labels: list[str]) 
 
 @pytest.mark.parametrize("low", [0.0, 0.7, 3.33, 6.9])
 @pytest.mark.parametrize("span", [0.06, 0.4, 0.99, 1.0, 1.7, 2.5, 4.0, 8.0, 30.0, 300.0])
-def test_perplexity_ticks_keep_apart_at_the_log_of_their_label(low: float, span: float) -> None:
+def test_perplexity_ticks_do_not_overlap_and_lie_at_the_log_of_their_label(low: float, span: float) -> None:
     ticks = perplexity_ticks(low, low + span)
     assert len(ticks) >= 2
     for loss, label in ticks:

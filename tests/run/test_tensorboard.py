@@ -76,12 +76,12 @@ EXPECTED = {
 }
 
 
-def test_each_curve_has_one_value_a_step(write: Write) -> None:
+def test_each_curve_has_one_value_per_step(write: Write) -> None:
     """The training loss of an epoch is not taken for its validation loss, nor for that of its last step."""
     assert write([], [START, *STEPS, EPOCH, END]) == EXPECTED
 
 
-def test_a_resumed_run_writes_every_event_once(write: Write) -> None:
+def test_a_resumed_run_writes_each_event_once(write: Write) -> None:
     write([], [START, *STEPS])
     assert write([START, *STEPS], [EPOCH, END]) == EXPECTED
 
@@ -93,7 +93,7 @@ def test_after_an_epoch_everything_is_on_disk(tensorflow: None, tmp_path: Path) 
         assert scalars(tmp_path / "tensorboard") == EXPECTED
 
 
-def test_a_perplexity_beyond_float32_is_left_out(write: Write) -> None:
+def test_a_perplexity_too_large_for_float32_is_omitted(write: Write) -> None:
     huge = EPOCH | {"val_loss": 95.0, "val_perplexity": 1.8e41}
     found = write([], [START, huge, EPOCH | {"epoch": 2, "step": 40, "val_perplexity": None}])["validation"]
     assert found["loss"] == [(0, 10.5), (20, 95.0), (40, 7.5)]

@@ -84,7 +84,7 @@ def test_a_run_on_two_devices_is_killed_resumed_evaluated_and_exported(
     assert all(np.isfinite(weight.numpy()).all() for weight in model.weights)
 
 
-def test_a_run_on_four_devices_gives_the_losses_of_one(one_device: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_four_devices_give_the_losses_of_one_device(one_device: list[dict[str, Any]], tmp_path: Path) -> None:
     events = train(tmp_path, 4)
     np.testing.assert_allclose(validation_losses(events), validation_losses(one_device), rtol=1e-5)
 

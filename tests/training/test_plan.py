@@ -60,7 +60,7 @@ def build_job(settings: Config, num_sequences: int, tokens_per_batch: int = 3000
         ({"epochs": 9, "batch_size": 4, "num_train_steps": 7}, 400, (1, 100, 7, 0)),
     ],
 )
-def test_durations_become_updates(
+def test_durations_are_converted_to_updates(
     tensorflow: None, settings: dict[str, Any], num_sequences: int, expected: tuple[int, int, int, int]
 ) -> None:
     from tf_mlm.training.length import RunLength

@@ -62,7 +62,7 @@ def assert_same_run(run: Path, other: Path) -> None:
 # What a finished run leaves behind
 
 
-def test_a_finished_run_holds_the_files_of_the_contract_and_no_checkpoints(finished_run: Path) -> None:
+def test_a_finished_run_has_all_files_and_no_checkpoints(finished_run: Path) -> None:
     visible = sorted(path.name for path in finished_run.iterdir() if not path.name.startswith("."))
     assert visible == [
         "README.md", "config.toml", "environment.json", "history.csv", "loss.png", "loss.svg", "metrics.jsonl",
@@ -75,11 +75,11 @@ def test_a_finished_run_holds_the_files_of_the_contract_and_no_checkpoints(finis
     assert (finished_run.parent / "plots" / "RUN.png").read_bytes() == (finished_run / "loss.png").read_bytes()
 
 
-def test_the_kept_config_loads_back_to_the_settings_of_the_run(finished_run: Path) -> None:
+def test_the_config_file_loads_back_to_the_settings_of_the_run(finished_run: Path) -> None:
     assert load_config(finished_run / "config.toml") == load_config(finished_run.parent / "tiny.toml")
 
 
-def test_metrics_hold_the_start_the_logged_steps_and_the_epochs_in_order(finished_run: Path) -> None:
+def test_metrics_have_the_start_the_logged_steps_and_the_epochs_in_order(finished_run: Path) -> None:
     events = read_metrics(finished_run)
     assert [(event["event"], event["epoch"], event["step"]) for event in events] == [
         ("start", 0, 0),
@@ -106,7 +106,7 @@ def test_an_epochs_loss_is_the_token_weighted_mean_of_its_steps(finished_run: Pa
     assert epoch["loss"] == pytest.approx(np.average(losses, weights=[2, 4, 3.7]), abs=0.02)
 
 
-def test_the_loss_falls_from_that_of_the_model_before_training(finished_run: Path) -> None:
+def test_the_loss_decreases_from_that_before_training(finished_run: Path) -> None:
     start, *_, last, end = read_metrics(finished_run)
     assert start["val_loss"] == pytest.approx(np.log(300), abs=0.3)  # random weights know nothing of 300 words
     assert last["val_loss"] < start["val_loss"] - 0.4
@@ -121,7 +121,7 @@ def test_the_learning_rate_of_each_event_is_that_of_its_update(finished_run: Pat
         assert event["learning_rate"] == pytest.approx(5e-3 * (1 - (event["step"] - 2) / 29), rel=1e-5)
 
 
-def test_history_has_one_row_an_epoch_with_the_numbers_of_the_metrics(finished_run: Path) -> None:
+def test_history_has_one_row_per_epoch_with_the_values_of_metrics_jsonl(finished_run: Path) -> None:
     rows = read_history(finished_run)
     epochs = [event for event in read_metrics(finished_run) if event["event"] == "epoch"]
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
@@ -148,7 +148,7 @@ def test_the_model_card_has_a_row_for_each_epoch(finished_run: Path) -> None:
             assert f"{event['val_loss']:.4f}" in card
 
 
-def test_the_model_loads_stock_and_its_full_logits_give_the_validation_loss(finished_run: Path) -> None:
+def test_the_stock_class_loads_the_model_and_its_full_logits_give_the_validation_loss(finished_run: Path) -> None:
     """The loss over the head's slots equals cross-entropy over all logits, in numpy, on the validation masks."""
     import transformers
 
@@ -173,7 +173,7 @@ def test_the_model_loads_stock_and_its_full_logits_give_the_validation_loss(fini
     assert best["val_masked_accuracy"] == pytest.approx((rows.argmax(-1) == targets).mean(), rel=1e-12)
 
 
-def test_evaluate_gives_the_best_epochs_validation_to_the_last_digit(
+def test_evaluate_gives_the_validation_metrics_of_the_best_epoch_exactly(
     finished_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with inside(finished_run.parent):
@@ -187,7 +187,7 @@ def test_evaluate_gives_the_best_epochs_validation_to_the_last_digit(
     assert metrics["sequences"] == 60
 
 
-def test_the_folder_for_the_hub_is_the_model_with_a_card_that_holds_there(
+def test_the_huggingface_export_has_the_model_and_a_card_that_is_valid_on_the_hub(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "to publish"
@@ -207,7 +207,7 @@ def test_the_folder_for_the_hub_is_the_model_with_a_card_that_holds_there(
     assert "'token_str'" in capsys.readouterr().out
 
 
-def test_only_a_finished_run_is_published(
+def test_the_huggingface_export_requires_a_finished_run(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(finished_run, tmp_path / "RUN")
@@ -226,7 +226,7 @@ def test_only_a_finished_run_is_published(
 # Interrupted and resumed
 
 
-def test_a_run_stopped_at_any_place_and_resumed_equals_one_never_stopped(
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_run(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ("--output-dir", "RUN", "--resume")
@@ -269,7 +269,7 @@ def test_a_run_stopped_at_any_place_and_resumed_equals_one_never_stopped(
 
 
 @pytest.mark.slow
-def test_the_seconds_of_an_epoch_count_those_before_it_was_interrupted(tmp_path: Path) -> None:
+def test_the_seconds_of_an_epoch_include_those_before_an_interruption(tmp_path: Path) -> None:
     from tf_mlm.training.callbacks import checkpoints, metrics_log
 
     flags = ("--output-dir", "RUN", "--epochs", "1")
@@ -295,7 +295,7 @@ def test_the_seconds_of_an_epoch_count_those_before_it_was_interrupted(tmp_path:
     assert 5120 / 1500 < epoch["tokens_per_second"] <= 5120 / 1000
 
 
-def test_an_interrupted_run_shows_its_curve_so_far(tmp_path: Path) -> None:
+def test_an_interrupted_run_has_a_curve(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         send_signal(patch, "on_train_batch_end", at_step=9)
         assert train(tmp_path, "--output-dir", "RUN") == 143
@@ -318,7 +318,7 @@ def test_an_interrupted_run_shows_its_curve_so_far(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_resuming_is_exact_with_parts_of_a_batch_and_bfloat16(tmp_path: Path) -> None:
+def test_resuming_is_exact_with_accumulate_steps_and_bfloat16(tmp_path: Path) -> None:
     flags = ("--training.accumulate_steps", "2", "--training.precision", "bfloat16", "--output-dir", "RUN")
     assert train(tmp_path / "whole", *flags) == 0
     with pytest.MonkeyPatch.context() as patch:
@@ -346,7 +346,9 @@ sys.exit(train_main(sys.argv[1:]))
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_from_its_last_checkpoint_and_ends_equal(finished_run: Path, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_from_its_last_checkpoint_with_the_same_results(
+    finished_run: Path, tmp_path: Path
+) -> None:
     """Also: the same command in two processes gives the same numbers."""
     shutil.copy(finished_run.parent / "tiny.toml", tmp_path)
     flags = ["--config", "tiny.toml", "--output-dir", "RUN", "--resume", "--checkpoint.every_steps", "3"]
@@ -396,7 +398,7 @@ def test_mfu_is_reported_on_request(tmp_path: Path, capsys: pytest.CaptureFixtur
     )
 
 
-def test_early_stopping_ends_the_run_after_so_many_epochs_without_gain_and_keeps_the_best(tmp_path: Path) -> None:
+def test_early_stopping_ends_the_run_after_patience_epochs_and_keeps_the_best_model(tmp_path: Path) -> None:
     # So small a rate that float32 weights barely move: sooner or later an epoch is no better. With a rate that is
     # exactly 0 from the second epoch on, the second and third are equal to the first, and equal is no gain.
     flags = ("--training.early_stopping_patience", "2", "--epochs", "9", "--optimizer.weight_decay_rate", "0")
@@ -452,7 +454,7 @@ def test_tokens_count_neither_padding_nor_filler_rows(tmp_path: Path, capsys: py
 # Runs that end early
 
 
-def test_a_loss_whose_perplexity_no_float_holds_ends_with_a_model_and_keeps_the_start_as_the_best(
+def test_a_run_with_infinite_perplexity_finishes_and_keeps_the_starting_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ("--learning-rate", "0.99", "--model.dim", "256", "--output-dir", "RUN", "--training.log_every", "1")
@@ -508,7 +510,7 @@ def spoil_batches(patch: pytest.MonkeyPatch, *batches: int) -> None:
     patch.setattr(MaskedPositionsHead, "masked_lm_outputs", spoilt_outputs)
 
 
-def test_steps_that_are_not_finite_are_left_out_and_counted_also_where_the_run_is_stopped(tmp_path: Path) -> None:
+def test_non_finite_steps_are_skipped_and_counted_also_in_a_stopped_run(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         spoil_batches(patch, 3, 12, 13, 29)
         assert train(tmp_path / "whole", "--output-dir", "RUN", "--training.log_every", "1") == 0
@@ -528,7 +530,7 @@ def test_steps_that_are_not_finite_are_left_out_and_counted_also_where_the_run_i
     )
 
 
-def test_after_too_many_consecutive_bad_steps_the_run_rolls_back_and_skips_their_batches(
+def test_after_max_bad_steps_the_run_rolls_back_once_and_skips_the_bad_batches(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from tf_mlm.data import pipeline
@@ -558,7 +560,7 @@ def test_after_too_many_consecutive_bad_steps_the_run_rolls_back_and_skips_their
 
 
 @pytest.mark.slow
-def test_the_second_time_the_run_ends_with_3_and_names_step_and_examples(
+def test_a_second_failure_ends_the_run_with_exit_code_3_and_names_step_and_sequences(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ("--checkpoint.every_steps", "5", "--training.max_bad_steps", "2")
@@ -587,7 +589,7 @@ def test_the_second_time_the_run_ends_with_3_and_names_step_and_examples(
     assert [event for event in read_metrics(run) if event["event"] == "non_finite"] == [end]
 
 
-def test_weights_that_are_not_finite_reach_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_non_finite_weights_are_never_saved_in_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from tf_mlm.training.callbacks.metrics_log import MetricsLog
 
     batch_end = MetricsLog.on_train_batch_end
@@ -611,7 +613,7 @@ def test_weights_that_are_not_finite_reach_no_checkpoint(tmp_path: Path, capsys:
         assert [path.name for path in (tmp_path / run / "checkpoints").iterdir()] == ["step-0000000000"]
 
 
-def test_a_model_that_gives_no_number_before_training_is_refused(
+def test_a_model_with_a_non_finite_loss_before_training_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from tf_mlm.training import train as recipe
@@ -630,7 +632,7 @@ def test_a_model_that_gives_no_number_before_training_is_refused(
     assert not (tmp_path / "RUN").exists()
 
 
-def test_a_run_directory_gone_in_the_middle_ends_the_run_with_4(
+def test_a_deleted_run_directory_ends_the_run_with_exit_code_4(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from tf_mlm.training.callbacks.metrics_log import MetricsLog
@@ -649,7 +651,7 @@ def test_a_run_directory_gone_in_the_middle_ends_the_run_with_4(
     assert last.startswith("error: I/O error: ") and "metrics.jsonl" in last
 
 
-def test_a_full_disk_while_a_checkpoint_is_written_ends_the_run_with_4(
+def test_a_full_disk_during_a_checkpoint_ends_the_run_with_exit_code_4(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     resource = pytest.importorskip("resource", reason="limits on the size of files are a matter of Unix")
@@ -672,7 +674,7 @@ def test_a_full_disk_while_a_checkpoint_is_written_ends_the_run_with_4(
     assert not list((tmp_path / "RUN" / "checkpoints").iterdir())  # no half a checkpoint
 
 
-def test_a_disk_without_room_for_the_run_is_refused_before_training(
+def test_a_disk_without_enough_space_is_refused_before_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from tf_mlm.run import directory
@@ -711,7 +713,7 @@ sys.exit(train_main(sys.argv[1:]))
 
 
 @pytest.mark.slow
-def test_a_second_ctrl_c_stops_at_once_and_the_run_resumes_from_the_last_checkpoint(tmp_path: Path) -> None:
+def test_a_second_ctrl_c_stops_immediately_and_the_run_resumes_from_the_previous_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(TINY)
     flags = ["--config", "tiny.toml", "--output-dir", "RUN"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -23,7 +23,7 @@ def test_history_and_pictures_follow_the_events(tensorflow: None, run: RunDirect
     assert Path("plots/RUN.png").read_bytes() == (run.path / "loss.png").read_bytes()
 
 
-def test_a_plots_folder_that_cannot_be_written_is_reported_once(
+def test_an_unwritable_plots_directory_is_reported_once(
     tensorflow: None, run: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from tf_mlm.training.callbacks.curves import Curves

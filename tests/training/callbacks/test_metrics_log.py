@@ -50,7 +50,7 @@ def test_a_step_event_reports_the_mean_since_the_previous_one(model: FakeModel) 
     assert [event.learning_rate for event in steps] == pytest.approx([0.1, 0.3])  # of updates 1 and 3, counted from 0
 
 
-def test_the_interval_of_a_step_event_may_cross_the_end_of_an_epoch(model: FakeModel) -> None:
+def test_a_step_event_may_cover_the_end_of_an_epoch(model: FakeModel) -> None:
     log, events = build_log(model, log_every=3, num_train_steps=9)
     log.on_epoch_begin(0)
     make_steps(log, model, 5.0, 5.0, 5.0, 8.0)
@@ -120,7 +120,7 @@ def test_training_stops_at_its_last_step(model: FakeModel) -> None:
     assert model.stop_training
 
 
-def test_a_resumed_log_counts_on_from_the_checkpoint(model: FakeModel) -> None:
+def test_a_resumed_log_continues_the_counts_of_the_checkpoint(model: FakeModel) -> None:
     log, events = build_log(model, step=6)
     log.on_epoch_begin(1)
     make_steps(log, model, 3.0, 3.0)

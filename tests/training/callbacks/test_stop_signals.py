@@ -9,7 +9,7 @@ import pytest
 from tf_mlm.errors import Interrupted
 
 
-def test_a_signal_is_noted_and_the_handlers_are_restored(tensorflow: None) -> None:
+def test_a_signal_is_recorded_and_the_handlers_are_restored(tensorflow: None) -> None:
     from tf_mlm.training.callbacks.stop_signals import StopSignals
 
     before = signal.getsignal(signal.SIGTERM)
@@ -24,7 +24,7 @@ def test_a_signal_is_noted_and_the_handlers_are_restored(tensorflow: None) -> No
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_training_in_a_thread_leaves_signals_alone_and_says_so(
+def test_training_in_a_thread_reports_that_signals_are_not_handled(
     tensorflow: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from tf_mlm.training.callbacks.stop_signals import StopSignals
