@@ -18,8 +18,8 @@ class HubStandIn:
     """The repositories of the stand-in, and the requests it received.
 
     Args:
-        repositories: folder of each repository by its path on the Hub: `owner/name` for a model, `datasets/owner/name`
-            for a dataset.
+        repositories: directory of each repository by its path on the Hub: `owner/name` for a model,
+            `datasets/owner/name` for a dataset.
         errors: status code for all requests of a repository, by its path.
     """
 
@@ -133,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _entries(files: dict[str, Path]) -> list[dict[str, Any]]:
-    """The files and their folders, in the format of the tree and paths-info endpoints."""
+    """The files and their directories, in the format of the tree and paths-info endpoints."""
     folders = sorted({str(parent) for path in files for parent in Path(path).parents} - {"."})
     entries: list[dict[str, Any]] = []
     for path in folders:

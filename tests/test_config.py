@@ -39,7 +39,7 @@ def written(tmp_path: Path, content: str | bytes) -> Path:
 
 
 def refusal(tmp_path: Path, content: str | bytes, overrides: dict[str, Any] | None = None) -> str:
-    """The one line that a file is refused with, the folder cut off."""
+    """The one line that a file is refused with, the directory cut off."""
     with pytest.raises(Refused) as refused:
         load_config(written(tmp_path, content), overrides)
     message = str(refused.value)

@@ -186,7 +186,7 @@ def test_an_unreachable_hub_is_reported_with_three_options(online: None, monkeyp
     assert isinstance(refused, HubOutOfReach)
     assert str(refused) == (
         "model.name = 'o/n': no connection to https://huggingface.co and not in the cache; connect once, pass a local "
-        "folder, or run the sample: python train.py --config configs/sample.toml"
+        "directory, or run the sample: python train.py --config configs/sample.toml"
     )
 
 

@@ -18,7 +18,7 @@ from tf_mlm.errors import HubOutOfReach, Refused
 _FILE_ENDINGS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".gz")  # reviews.txt is a path
 _CONNECT_SECONDS = 12  # process start included, the user waits at most 15 s
 
-_OPTIONS = "connect once, pass a local folder, or run the sample: python train.py --config configs/sample.toml"
+_OPTIONS = "connect once, pass a local directory, or run the sample: python train.py --config configs/sample.toml"
 
 # Errors that the Hugging Face libraries raise for files that are neither reachable nor cached.
 _UNAVAILABLE = ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "DatasetNotFoundError")

@@ -36,7 +36,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of `datasets`; sequences are in its folder `tf_mlm`."""
+    """An empty cache of `datasets`; sequences are in its directory `tf_mlm`."""
     import datasets
 
     folder = tmp_path / "cache"

@@ -66,7 +66,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder in the Hub's layout: 4 documents to train on, 3 to test on, 2 without labels."""
+    """A directory in the Hub's layout: 4 documents to train on, 3 to test on, 2 without labels."""
     folder = tmp_path / "hub layout"
     put(folder / "plain_text" / "train-00000-of-00001.parquet", *numbered(0, 4))
     put(folder / "plain_text" / "test-00000-of-00001.parquet", *numbered(10, 13))
@@ -297,7 +297,7 @@ def test_a_path_that_does_not_exist_is_refused_without_asking_the_hub(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets, "load_dataset", None)
     for name in ("texts/", "./texts", "reviews.csv", "data/reviews.jsonl.gz"):
-        assert refusal(name).startswith("data.dataset: PATH: no such file or folder")
+        assert refusal(name).startswith("data.dataset: PATH: no such file or directory")
 
 
 def test_a_full_disk_is_reported_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,7 +105,7 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     secret = put(tmp_path / "secret.txt", "x")
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.txt").symlink_to(secret)
-    assert "in/a.txt: a link to secret.txt, outside the folder" in split_refusal(tmp_path / "in", tmp_path)
+    assert "in/a.txt: a link to secret.txt, outside the directory" in split_refusal(tmp_path / "in", tmp_path)
 
 
 def test_links_from_a_snapshot_to_the_blobs_of_the_hub_cache_are_allowed(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_file_linked_twice_is_read_once(tmp_path: Path) -> None:
         (["a.txt", "b.docx", "c.pdf"], "b.docx (and 1 more): only txt, csv, tsv, json, jsonl, ndjson, parquet (each"),
         (["train/a.txt", "train/b.doc"], "train/b.doc: only txt, csv"),
         (["README.md", ".gitattributes"], "no data file in it"),
-        (["LICENSE"], "no data file matches **; check the folder"),
+        (["LICENSE"], "no data file matches **; check the directory"),
     ],
 )
 def test_ambiguous_folders_are_refused(tmp_path: Path, files: list[str], message: str) -> None:

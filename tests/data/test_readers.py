@@ -48,7 +48,7 @@ def read(*files: Path, column: str = "", document: Any = "line") -> list[str]:
 
 
 def refusal(*files: Path, column: str = "") -> str:
-    """The error message for the files, without the folder."""
+    """The error message for the files, without the directory."""
     with pytest.raises(Refused) as refused:
         read(*files, column=column)
     return one_line(refused, files[0].parent)

@@ -196,7 +196,7 @@ def test_a_cap_of_0_or_above_the_number_takes_all_rows(
 
 
 def folders(cache: Path) -> list[Path]:
-    """The folders of the cache, without lock files."""
+    """The directories of the cache, without lock files."""
     return sorted(path for path in (cache / "tf_mlm").iterdir() if path.is_dir())
 
 

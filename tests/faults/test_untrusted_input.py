@@ -117,7 +117,7 @@ def test_a_tokenizer_cannot_use_files_outside_its_directory(model: Path, setting
     outside = model.parent / {"vocab_file": "vocab.txt", "tokenizer_file": "tokenizer.json"}[setting]
     settings = json.loads((model / "tokenizer_config.json").read_text())
     (model / "tokenizer_config.json").write_text(json.dumps(settings | {setting: str(outside)}))
-    assert f"tokenizer_config.json names {str(outside)!r}, which lies outside its folder" in refusal(model)
+    assert f"tokenizer_config.json names {str(outside)!r}, which lies outside its directory" in refusal(model)
 
 
 def test_a_tokenizer_config_with_old_paths_that_are_not_used_is_loaded(model: Path) -> None:

@@ -1,4 +1,4 @@
-"""Models from folders of other libraries' files, new models, and refusals."""
+"""Models from directories of other libraries' files, new models, and refusals."""
 
 import json
 from collections.abc import Callable
@@ -209,7 +209,7 @@ def test_a_folder_without_config_is_refused(folder: Path, tokenizer: Any) -> Non
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path, tokenizer: Any) -> None:
-    assert "no such file or folder" in refusal(load, tmp_path / "nothing", tokenizer)
+    assert "no such file or directory" in refusal(load, tmp_path / "nothing", tokenizer)
 
 
 def test_a_folder_without_weights_is_refused_with_two_solutions(folder: Path, tokenizer: Any) -> None:
@@ -270,7 +270,7 @@ def test_sequences_longer_than_the_positions_are_refused(
 
 
 def test_a_hub_name_without_a_connection_is_out_of_reach(tokenizer: Any) -> None:
-    with pytest.raises(HubOutOfReach, match="connect once, pass a local folder, or run the sample"):
+    with pytest.raises(HubOutOfReach, match="connect once, pass a local directory, or run the sample"):
         load_tokenizer(ModelConfig(name="someone/no-such-model"), ())
     with pytest.raises(HubOutOfReach):
         load_model(ModelConfig(name="someone/no-such-model"), tokenizer, 10)
@@ -302,11 +302,11 @@ def command_error(capsys: pytest.CaptureFixture[str], *arguments: str | Path) ->
 
 def test_fill_mask_on_a_missing_folder_names_it_as_typed(capsys: pytest.CaptureFixture[str]) -> None:
     line = command_error(capsys, "fill-mask", "/nonexistent", "a [MASK]")
-    assert line == "error: /nonexistent: no such file or folder; a Hub name is written owner/name"
+    assert line == "error: /nonexistent: no such file or directory; a Hub name is written owner/name"
 
 
 CONFIGS_OF_OTHER_KINDS = {
-    None: "has no config.json; pass a run directory or a model folder",
+    None: "has no config.json; pass a run or model directory",
     "{}": "config.json has no model_type; pass a model of a supported type: distilbert, bert, roberta, albert",
     '{"model_type": "gpt2"}': (
         "the architecture 'gpt2' is not supported; pass one of distilbert, bert, roberta, albert"

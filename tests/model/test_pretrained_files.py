@@ -17,7 +17,7 @@ from tf_mlm.model.pretrained_files import PretrainedModel, check_tokenizer_files
 
 @pytest.fixture
 def model(tmp_path: Path) -> PretrainedModel:
-    """An empty folder, named by an argument of a command."""
+    """An empty directory, named by an argument of a command."""
     (tmp_path / "model").mkdir()
     return PretrainedModel.named(str(tmp_path / "model"))
 
@@ -56,7 +56,7 @@ def test_the_name_is_resolved_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_message_begins_with_the_name_as_the_user_gave_it(tmp_path: Path) -> None:
     name = str(tmp_path / "nothing")
-    problem = "no such file or folder; a Hub name is written owner/name"
+    problem = "no such file or directory; a Hub name is written owner/name"
     assert refusal(PretrainedModel.named, name) == f"{name}: {problem}"
     assert refusal(PretrainedModel.of, ModelConfig(name=name)) == f"model.name = {name!r}: {problem}"
     name = f"{tmp_path}/no\nthing"
@@ -112,7 +112,8 @@ def test_missing_weights_are_refused_with_a_solution_that_the_user_has(tmp_path:
 @pytest.mark.parametrize("name", ["../other", "/etc/passwd", "parts/one.safetensors", ".."])
 def test_an_index_that_names_a_file_outside_the_folder_is_refused(model: PretrainedModel, name: str) -> None:
     write_index(folder_of(model), "one.safetensors", name)
-    assert f"model.safetensors.index.json names {name!r}, which lies outside the folder" in refusal(find_weights, model)
+    message = refusal(find_weights, model)
+    assert f"model.safetensors.index.json names {name!r}, which lies outside the directory" in message
 
 
 @pytest.mark.parametrize(
@@ -163,7 +164,8 @@ def test_a_tokenizer_file_outside_the_folder_is_refused(model: PretrainedModel, 
     settings, outside = folder_of(model) / "tokenizer_config.json", folder_of(model).parent / "vocab.txt"
     outside.write_text("[MASK]")
     settings.write_text(json.dumps({setting: str(outside)}))
-    expected = f"tokenizer_config.json names {str(outside)!r}, which lies outside its folder; remove {setting} from it"
+    expected = f"tokenizer_config.json names {str(outside)!r}, which lies outside its directory"
+    expected += f"; remove {setting} from it"
     assert expected in refusal(check_tokenizer_files, model)
 
 

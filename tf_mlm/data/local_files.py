@@ -25,8 +25,9 @@ def find_split_files(path: str, config_name: str = "") -> dict[str, list[Path]]:
     """The files that `path` names, by split.
 
     Args:
-        path: a file, a glob (`**` matches nested folders), a folder of files, or a folder in the Hub's layout: a
-            README.md whose `configs` list the files of each split, or files and folders named after their splits.
+        path: a file, a glob (`**` matches nested directories), a directory of files, or a directory in the Hub's
+            layout: a README.md whose `configs` list the files of each split, or files and directories named after
+            their splits.
         config_name: one of the `configs` in README.md; "" for its default or only one.
 
     Returns:
@@ -35,13 +36,13 @@ def find_split_files(path: str, config_name: str = "") -> dict[str, list[Path]]:
 
     Raises:
         Refused: no file matches, a file's format is not supported, its split is ambiguous, or it lies outside the
-            folder.
+            directory.
     """
     root = Path(os.path.expanduser(path))
     if path and os.path.isdir(root):
         return _find_in_folder(root, config_name)
     if config_name:
-        raise refusal(path, f"only a folder has configurations; omit data.config_name {config_name!r}")
+        raise refusal(path, f"only a directory has configurations; omit data.config_name {config_name!r}")
     if os.path.isfile(root):
         files = [root]
     elif glob.has_magic(path):
@@ -50,7 +51,7 @@ def find_split_files(path: str, config_name: str = "") -> dict[str, list[Path]]:
         if not files:
             raise refusal(path, "the glob matches no file; check it, and quote it so that the shell does not expand it")
     else:
-        raise refusal(path or "''", "no such file or folder, or no permission to read it; check the path")
+        raise refusal(path or "''", "no such file or directory, or no permission to read it; check the path")
     require_known_kinds(files)
     return {"": files}
 
@@ -61,7 +62,7 @@ def _find_in_folder(folder: Path, config_name: str) -> dict[str, list[Path]]:
     for split, files in splits.items():
         if not files:
             of_split = f" of split {split!r}" if split else ""
-            raise refusal(folder, f"no data file{of_split} matches {', '.join(patterns[split])}; check the folder")
+            raise refusal(folder, f"no data file{of_split} matches {', '.join(patterns[split])}; check the directory")
         require_known_kinds(files)
     if not named_by_card and "" not in splits:
         _require_one_split_each(folder, splits, _resolve(folder, inside, ["**"]))
@@ -69,7 +70,7 @@ def _find_in_folder(folder: Path, config_name: str) -> dict[str, list[Path]]:
 
 
 def _split_patterns(folder: Path, config_name: str) -> tuple[dict[str, list[str]], Path, bool]:
-    """Patterns by split, the folder they are relative to, and whether README.md lists them."""
+    """Patterns by split, the directory they are relative to, and whether README.md lists them."""
     card = folder / "README.md"
     patterns: dict[str, list[str]] = {}
     try:
@@ -119,21 +120,21 @@ def _resolve(folder: Path, inside: Path, patterns: Iterable[str]) -> list[Path]:
 
 
 def _base_path(folder: Path) -> str:
-    return glob.escape(os.path.abspath(folder))  # else `datasets` reads [ ] in the folder's name as a pattern
+    return glob.escape(os.path.abspath(folder))  # else `datasets` reads [ ] in the directory's name as a pattern
 
 
 def _checked_pattern(folder: Path, pattern: str) -> str:
     if ".." in PurePath(pattern).parts or os.path.isabs(pattern) or "://" in pattern or "::" in pattern:
-        raise refusal(folder, f"README.md names {pattern!r}; its files must be relative to the folder and inside it")
+        raise refusal(folder, f"README.md names {pattern!r}; its files must be relative to the directory and inside it")
     return pattern
 
 
 def _resolved_within(folder: Path, file: Path) -> Path:
     home, resolved = folder.resolve(), file.resolve()
-    # In the Hub's cache, the files of a snapshot are links into the folder `blobs` next to `snapshots`.
+    # In the Hub's cache, the files of a snapshot are links into the directory `blobs` next to `snapshots`.
     blobs = home.parents[1] / "blobs" if home.parent.name == "snapshots" else home
     if not resolved.is_relative_to(home) and not resolved.is_relative_to(blobs):
-        raise refusal(file, f"a link to {resolved}, outside the folder; copy the file into the folder or pass its path")
+        raise refusal(file, f"a link to {resolved}, outside the directory; copy the file there or pass its path")
     return resolved
 
 

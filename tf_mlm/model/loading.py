@@ -1,4 +1,4 @@
-"""The model: pretrained weights from the Hub or a folder, or a new model."""
+"""The model: pretrained weights from the Hub or a directory, or a new model."""
 
 import textwrap
 from typing import TYPE_CHECKING, Any
@@ -60,7 +60,7 @@ def load_trained(
     """A trained model and its tokenizer, for the commands that use one.
 
     Args:
-        name: a model folder or a Hub name.
+        name: a model directory or a Hub name.
         sequence_length: number of tokens that the model must take at least.
         policy: name of the Keras precision policy of its layers; the global policy does not change.
 
@@ -125,7 +125,7 @@ def _initialize_positions(model: Any) -> None:
 def _load_config(pretrained: PretrainedModel) -> PretrainedConfig:
     folder, supported = pretrained.source.path, ", ".join(ARCHITECTURES)
     if folder and not (folder / "config.json").is_file():
-        wanted = "a folder written by save_pretrained" if pretrained.setting else "a run directory or a model folder"
+        wanted = "a directory written by save_pretrained" if pretrained.setting else "a run or model directory"
         raise pretrained.refusal(f"has no config.json; pass {wanted}")
     # Checked before transformers' AutoConfig, which guesses a missing model_type from the path and lists all that it
     # knows where it cannot.

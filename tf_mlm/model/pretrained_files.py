@@ -1,4 +1,4 @@
-"""The files of a pretrained model: found in a folder or on the Hub, and checked before they are read."""
+"""The files of a pretrained model: found in a directory or on the Hub, and checked before they are read."""
 
 import json
 import os
@@ -22,7 +22,7 @@ _PICKLE = "pytorch_model.bin"
 
 @dataclass(frozen=True)
 class PretrainedModel:
-    """A pretrained model in a folder or on the Hub; its name is resolved once, here.
+    """A pretrained model in a directory or on the Hub; its name is resolved once, here.
 
     Attributes:
         source: its name, and its path if it is local.
@@ -55,7 +55,7 @@ class PretrainedModel:
     @staticmethod
     def _checked(model: "PretrainedModel") -> "PretrainedModel":
         if model.source.path and not model.source.path.exists():
-            raise model.refusal("no such file or folder; a Hub name is written owner/name")
+            raise model.refusal("no such file or directory; a Hub name is written owner/name")
         return model
 
     def refusal(self, problem: str) -> Refused:
@@ -125,7 +125,7 @@ class PretrainedModel:
 
 
 def check_tokenizer_files(model: PretrainedModel) -> None:
-    """Refuse a tokenizer whose config names a file outside the model's folder.
+    """Refuse a tokenizer whose config names a file outside the model's directory.
 
     transformers would read any file of this machine, and saving the tokenizer would publish it with the model.
 
@@ -144,18 +144,18 @@ def check_tokenizer_files(model: PretrainedModel) -> None:
         if setting.endswith("_file") and setting != "special_tokens_map_file" and isinstance(value, str):
             if os.path.exists(value) and Path(value).resolve().parent != path.parent.resolve():
                 raise model.refusal(
-                    f"tokenizer_config.json names {value!r}, which lies outside its folder; remove {setting} from it"
+                    f"tokenizer_config.json names {value!r}, which lies outside its directory; remove {setting} from it"
                 )
 
 
 def find_weights(model: PretrainedModel) -> Path:
-    """The folder that holds the weights, downloaded if the model is on the Hub.
+    """The directory that holds the weights, downloaded if the model is on the Hub.
 
     Left to transformers, safetensors in several files would not be found on the Hub, and files would be read before
     they are checked.
 
     Raises:
-        Refused: there are no weights or only a pickle, or they refer to files outside the folder.
+        Refused: there are no weights or only a pickle, or they refer to files outside the directory.
     """
     found = next((path for name in _WEIGHT_FILES if (path := model.find_file(name))), None)
     if found is None:
@@ -180,7 +180,7 @@ def _files_in_index(model: PretrainedModel, path: Path) -> list[str]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise model.refusal(f"{path.name} is damaged ({type(error).__name__}); write it again") from None
     if outside is not None:
-        raise model.refusal(f"{path.name} names {outside!r}, which lies outside the folder; save the model again")
+        raise model.refusal(f"{path.name} names {outside!r}, which lies outside the directory; save the model again")
     return names
 
 

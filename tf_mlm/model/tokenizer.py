@@ -39,7 +39,7 @@ def load_pretrained_tokenizer(model: PretrainedModel) -> "PreTrainedTokenizerFas
     """The fast tokenizer of a pretrained model.
 
     Raises:
-        Refused: it cannot be loaded, lacks a mask or padding token, or refers to files outside the model's folder.
+        Refused: it cannot be loaded, lacks a mask or padding token, or refers to files outside the model's directory.
     """
     check_tokenizer_files(model)
     try:
