@@ -1,4 +1,4 @@
-"""Fixtures that all tests share. Hugging Face's caches are kept apart from the user's."""
+"""Fixtures of all tests. The tests use separate Hugging Face caches."""
 
 import os
 import sys
@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-# Set before any Hugging Face library is imported, which is when they read it.
+# Set before any Hugging Face library is imported, because they read it on import.
 _HF_HOME = tempfile.TemporaryDirectory(prefix="tf_mlm-tests-")
 os.environ["HF_HOME"] = _HF_HOME.name
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # as the commands do where stderr is no terminal
+os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # as the commands do if stderr is not a terminal
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -20,7 +20,7 @@ SHARED = ROOT.parent / "shared"
 
 @pytest.fixture(autouse=True)
 def _float32() -> Iterator[None]:
-    """A command leaves its precision in force, and the next test would compute in it."""
+    """Reset the global precision policy, which a command sets, after each test."""
     yield
     if "tf_keras" in sys.modules:
         sys.modules["tf_keras"].mixed_precision.set_global_policy("float32")
@@ -28,15 +28,15 @@ def _float32() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real reviews, tokenizer and weights beside the project; not part of it."""
+    """The directory of real reviews, tokenizer and weights next to the checkout."""
     if not SHARED.is_dir():
-        pytest.skip("the folder ../shared (real reviews and weights) is not there")
+        pytest.skip("the directory ../shared (real reviews and weights) does not exist")
     return SHARED
 
 
 @pytest.fixture(scope="session")
 def tensorflow() -> None:
-    """TensorFlow imported as training does it: the first to import it decides on XLA, and so on the last digits."""
+    """Import TensorFlow as training does: the first import sets the XLA flags, which affect the last digits."""
     from tf_mlm import runtime
     from tf_mlm.config import TrainingConfig
 
@@ -45,7 +45,7 @@ def tensorflow() -> None:
 
 @pytest.fixture(scope="session")
 def finished_run(tensorflow: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run directory of a finished run, `RUN` in its own folder. Not to be written to."""
+    """The run directory `RUN` of a finished run. Read-only."""
     from tests import tiny_run
 
     folder = tmp_path_factory.mktemp("finished")

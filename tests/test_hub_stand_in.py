@@ -46,7 +46,7 @@ def small_model(finished_run: Path) -> Path:
 
 @pytest.fixture
 def small_reviews(tmp_path: Path) -> Path:
-    """A dataset as on the Hub: parquet files in a folder named after the configuration."""
+    """A dataset as on the Hub: parquet files in a directory named after the configuration."""
     folder = tmp_path / "reviews"
     for split, verdict in (("train", "delight"), ("test", "bore")):
         texts = [f"The film of {number} scenes was a {verdict}.<br />So was the music." for number in range(30)]

@@ -1,4 +1,4 @@
-"""The end-to-end run of the tests: the sample, shrunk until thirty steps take seconds."""
+"""A small end-to-end run for the tests: 30 steps on the sample, in seconds."""
 
 import contextlib
 import json
@@ -9,8 +9,8 @@ from typing import Any
 
 from tf_mlm.commands.main import train_main
 
-# 155 sequences at batch 16: the tenth and last batch of an epoch holds 11 rows and 5 fillers; 60 leave 4 of validation.
-# Every fourth step is logged, so that neither an epoch's end nor an interrupted step is one of those.
+# 155 sequences at batch size 16: the tenth and last batch of an epoch has 11 rows and 5 filler rows. In validation, 60
+# sequences give 4 filler rows. No epoch ends and no interruption occurs at one of the logged steps, every fourth one.
 TINY = """
 [model]
 name = ""
@@ -42,7 +42,7 @@ TIMES = ("tokens_per_second", "seconds", "matmul_peak_tokens_per_second", "mfu")
 
 
 def train(folder: Path, *flags: str, name: str = "tiny") -> int:
-    """`python train.py --config tiny.toml FLAGS` in `folder`, in this process: the exit code."""
+    """Run `python train.py --config tiny.toml FLAGS` in `folder`, in this process. Returns the exit code."""
     folder.mkdir(exist_ok=True)
     (folder / f"{name}.toml").write_text(TINY)
     with inside(folder):
@@ -51,7 +51,7 @@ def train(folder: Path, *flags: str, name: str = "tiny") -> int:
 
 @contextlib.contextmanager
 def inside(folder: Path) -> Iterator[None]:
-    """The working folder set, and afterwards put back, together with the precision that a run leaves in force."""
+    """Change the working directory; restore it and the global precision policy at the end."""
     before = os.getcwd()
     os.chdir(folder)
     try:
@@ -68,5 +68,5 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def timeless(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The events without what differs between two runs of one command: times."""
+    """The events without times, the only values that differ between two runs of one command."""
     return [{name: value for name, value in event.items() if name not in TIMES} for event in events]

@@ -20,32 +20,32 @@ Capture = pytest.CaptureFixture[str]
 
 
 def refusal(capsys: Capture, command: Callable[[list[str]], int], *arguments: str | Path) -> str:
-    """The one line that refuses `arguments`; the working folder is left as it was."""
-    before = what_is_there()
+    """The one line that refuses `arguments`; checks that the working directory is unchanged."""
+    before = directory_state()
     capsys.readouterr()
     assert command([str(argument) for argument in arguments]) == 2
     captured = capsys.readouterr()
     line, end = captured.err.split("\n")  # one line, and nothing else
     assert line.startswith("error: ") and end == ""
-    assert what_is_there() == before
+    assert directory_state() == before
     return line
 
 
-def what_is_there() -> dict[Path, int]:
-    """The files and folders below the working folder, and when each was changed; runs/ may be there, but is empty."""
+def directory_state() -> dict[Path, int]:
+    """The files and empty directories of the working directory with their modification times, except for runs/."""
     paths = (path for path in Path().rglob("*") if path != Path("runs") and path.name != ".lock")
     return {path: path.stat().st_mtime_ns for path in paths if path.is_file() or not any(path.iterdir())}
 
 
 @pytest.fixture(autouse=True)
-def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
 def model(finished_run: Path) -> Path:
-    """A small model folder, not to be written to: 300 tokens, 512 positions."""
+    """A small model directory with 300 tokens and 512 positions. Read-only."""
     return finished_run / "model"
 
 
@@ -63,7 +63,7 @@ def reviews() -> Path:
     return path
 
 
-# What answers without TensorFlow
+# Commands that do not import TensorFlow
 
 
 @pytest.mark.parametrize(("code", "waits"), [(0, True), (2, True), (130, False), (143, False)])
@@ -280,8 +280,8 @@ def test_a_hub_name_is_refused_offline_and_never_replaced(capsys: Capture, model
     for arguments, asked in cases:
         line = refusal(capsys, train_main, *arguments)
         assert asked in line and "no connection" in line
-        for way_on in ("connect once", "local folder", "configs/sample.toml"):
-            assert way_on in line
+        for option in ("connect once", "local directory", "configs/sample.toml"):
+            assert option in line
 
 
 def test_out_of_memory_is_one_line_with_a_solution(capsys: Capture) -> None:
@@ -326,7 +326,7 @@ def test_resume_needs_an_unfinished_run(capsys: Capture, finished_run: Path) -> 
         )
 
 
-# The bare default off-line
+# The bare default offline
 
 
 def test_the_bare_default_offline_uses_the_sample_with_a_banner_before_and_after(
@@ -343,7 +343,7 @@ def test_the_bare_default_offline_uses_the_sample_with_a_banner_before_and_after
 
 
 def test_a_refusal_after_tensorflow_was_imported_leaves_one_line_on_stderr() -> None:
-    """Of the process, not of Python alone; and any setting beyond the bare ones is no request for the sample."""
+    """A separate process, because TensorFlow writes to file descriptor 2. --batch-size excludes the sample."""
     command: list[str | Path] = [sys.executable, ROOT / "train.py", "--batch-size", "16"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2

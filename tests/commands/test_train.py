@@ -1,4 +1,4 @@
-"""`tf-mlm train`: recipes, paths that hold from any directory, runs that are copied or busy."""
+"""`tf-mlm train`: recipes, paths relative to any directory, copied runs and locked runs."""
 
 import json
 import os
@@ -60,9 +60,9 @@ def test_a_run_is_resumed_from_another_directory_with_a_relative_or_absolute_dat
     with inside(elsewhere):
         capsys.readouterr()
         assert train_main(["--resume", "../RUN", "--plan"]) == 0
-        assert "training (5 steps are done)" in capsys.readouterr().out  # only the remaining steps are priced
-        assert train_main(["--resume", "../RUN", "--dataset", "reviews.txt", "--epochs", "3"]) == 0  # as it was typed
-        assert train_main(["--resume", "../RUN", "--dataset", str(reviews)]) == 0  # finished; the same file
+        assert "training (5 steps done)" in capsys.readouterr().out  # only the remaining steps are priced
+        assert train_main(["--resume", "../RUN", "--dataset", "reviews.txt", "--epochs", "3"]) == 0  # unchanged
+        assert train_main(["--resume", "../RUN", "--dataset", str(reviews)]) == 0  # finished; refers to the same file
         assert train_main(["--resume", "../RUN", "--dataset", str(elsewhere / "reviews.txt")]) == 2
     assert "data.dataset = " in capsys.readouterr().err
     assert load_config(tmp_path / "RUN" / "config.toml").data.dataset == "reviews.txt"
@@ -97,7 +97,7 @@ def test_a_csv_file_without_a_header_is_refused_with_a_solution(tmp_path: Path, 
     assert train(tmp_path, *flags, "--data.csv_header", "false") == 0
     assert "text       column 'column_1' of column_1" in capsys.readouterr().out
     facts = json.loads((tmp_path / "RUN" / "environment.json").read_text())["data"]
-    assert facts["train_documents"] + facts["validation_documents"] == 40  # the first row too
+    assert facts["train_documents"] + facts["validation_documents"] == 40  # including the first row
 
 
 def test_resuming_a_locked_run_is_refused_with_the_name_of_the_flag(tmp_path: Path, capsys: Capture) -> None:

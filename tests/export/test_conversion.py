@@ -1,4 +1,4 @@
-"""TFLite and ONNX. Without the extras `tflite` and `onnx` what needs their runtimes is skipped."""
+"""TFLite and ONNX. Tests that need their runtimes are skipped without the extras `tflite` and `onnx`."""
 
 import sys
 from collections.abc import Callable
@@ -86,7 +86,7 @@ def test_a_missing_extra_is_one_line_with_a_solution(
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """In place of the TFLite runtime, so that what goes wrong can be made to, extra or not; `logits` are its answer."""
+    """Replace the TFLite runtime by a fake that returns `logits`. The extra is not needed."""
 
     class Interpreter:
         logits: Any = 0.0
@@ -138,7 +138,7 @@ def test_a_full_disk_ends_a_conversion_with_exit_code_4(
     from tf_mlm.export import conversion
 
     def full(*_: Any, **__: Any) -> None:
-        # The tokenizers' own writer knows no other error.
+        # The writer of tokenizers raises no other error.
         raise {"model": OSError(28, "No space left on device"), "tokenizer": Exception("No space left on device")}[at]
 
     owner, method = {

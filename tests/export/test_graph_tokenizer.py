@@ -1,4 +1,4 @@
-"""The tokenizer in the graph gives, to the id, what the Hugging Face fast tokenizer gives."""
+"""The tokenizer in the graph gives the same ids as the Hugging Face fast tokenizer."""
 
 import random
 import unicodedata
@@ -15,7 +15,7 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 NUM_FUZZ = 20_000
 CODE_POINTS = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
 
-# Each kind of text that a normalizer, a pre-tokenizer or a search for special tokens may treat in its own way.
+# One text of each kind that a normalizer, a pre-tokenizer or the search for special tokens can treat differently.
 BLOCKS = [
     (0x00, 0x20), (0x20, 0x7F), (0x7F, 0xA1), (0xA1, 0x250), (0x2B0, 0x370), (0x370, 0x530), (0x590, 0x700),
     (0x900, 0xE00), (0x1100, 0x1200), (0x1AB0, 0x1B80), (0x1E00, 0x2000), (0x2000, 0x2070), (0x20D0, 0x2100),
@@ -35,7 +35,7 @@ FRAGMENTS = [
 
 
 def fuzz(seed: int, count: int) -> list[str]:
-    """Texts of fragments glued or not, of characters of every plane, and of words about as long as they may be."""
+    """Texts of fragments with and without spaces, characters of every plane, and words near the maximum length."""
     numbers = random.Random(seed)
 
     def fragment() -> str:
@@ -55,7 +55,7 @@ def fuzz(seed: int, count: int) -> list[str]:
 
 
 def trained(**options: bool | None) -> Any:
-    """A tokenizer whose vocabulary holds pieces of fuzzed text, as `options` of the normalizer leave it."""
+    """A tokenizer whose vocabulary has pieces of fuzzed text, normalized with `options`."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -64,7 +64,7 @@ def trained(**options: bool | None) -> Any:
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     texts = fuzz(1, 2000)
     if options["strip_accents"]:
-        # Without the marks that this normalizer moves; `why_not_in_graph` has its own test.
+        # Without the marks that this normalizer reorders; `why_not_in_graph` has a separate test.
         texts = ["".join(c for c in text if not unicodedata.category(c) == "Mc") for text in texts]
     learner = trainers.WordPieceTrainer(
         vocab_size=2500, special_tokens=SPECIAL, limit_alphabet=1200, show_progress=False
@@ -72,7 +72,7 @@ def trained(**options: bool | None) -> Any:
     backend.train_from_iterator(texts, learner)
     ends = [(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     backend.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
-    # The classes of BERT would set the normalizer anew.
+    # The classes of BERT would replace the normalizer.
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]"
     )
@@ -80,7 +80,7 @@ def trained(**options: bool | None) -> Any:
 
 @pytest.fixture(scope="module")
 def uncased(shared: Path) -> Any:
-    """The real one of distilbert-base-uncased."""
+    """The tokenizer of distilbert-base-uncased."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(shared / "models" / "distilbert-base-uncased-config")
@@ -96,7 +96,7 @@ def cased(shared: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def own(finished_run: Path) -> Any:
-    """The tokenizer that a run has trained."""
+    """The tokenizer that a run trained."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(finished_run / "model")
@@ -109,7 +109,7 @@ def trained_cased(tensorflow: None) -> Any:
 
 @pytest.fixture(scope="module")
 def trained_accents(tensorflow: None) -> Any:
-    """Lower-case with its accents, and with tokens of its own that are no part of the WordPiece vocabulary."""
+    """Lower-cases, keeps accents, and has added tokens outside the WordPiece vocabulary."""
     from tokenizers import AddedToken
 
     tokenizer = trained(lowercase=True, strip_accents=False, clean_text=True, handle_chinese_chars=True)
@@ -119,7 +119,7 @@ def trained_accents(tensorflow: None) -> Any:
 
 @pytest.fixture(scope="module")
 def trained_raw(tensorflow: None) -> Any:
-    """Accents stripped from upper and lower case; control characters stay, Chinese ones are not set apart."""
+    """Cased, strips accents, keeps control characters, and does not separate Chinese characters."""
     return trained(lowercase=False, strip_accents=True, clean_text=False, handle_chinese_chars=False)
 
 
@@ -133,7 +133,7 @@ TOKENIZERS = ("uncased", "cased", "own", "trained_cased", "trained_accents", "tr
 
 @pytest.fixture(scope="module", params=TOKENIZERS)
 def both(request: pytest.FixtureRequest) -> tuple[Any, Callable[[list[Any]], Any]]:
-    """A Hugging Face tokenizer, and it in a graph."""
+    """A Hugging Face tokenizer, and the same tokenizer in a graph."""
     tokenizer = request.getfixturevalue(request.param)
     return tokenizer, in_graph(tokenizer)
 
@@ -160,7 +160,7 @@ def in_graph(tokenizer: Any) -> Callable[[list[Any]], tuple[list[list[int]], lis
 
 
 def differences(both: tuple[Any, Any], texts: list[str]) -> Iterator[tuple[str, list[int], list[int]]]:
-    """Texts of other ids, with ours and theirs."""
+    """Texts whose ids differ, with the ids of both tokenizers."""
     tokenizer, tokenize = both
     for first in range(0, len(texts), 20_000):
         part = texts[first : first + 20_000]
@@ -181,7 +181,7 @@ def test_the_fuzzed_texts_cover_every_kind(fuzzed: list[str]) -> None:
 
 
 def test_the_vocabularies_contain_tokens_of_the_texts(both: tuple[Any, Any], fuzzed: list[str]) -> None:
-    """Texts of which every word is unknown would pass any tokenizer."""
+    """Otherwise every word would be unknown, and any tokenizer would pass."""
     tokenizer, _ = both
     ids = np.concatenate(tokenizer(fuzzed[:500])["input_ids"])
     assert (ids == tokenizer.unk_token_id).mean() < 0.5
@@ -189,7 +189,7 @@ def test_the_vocabularies_contain_tokens_of_the_texts(both: tuple[Any, Any], fuz
 
 
 def test_code_points_have_the_same_ids_between_letters_and_between_spaces(both: tuple[Any, Any]) -> None:
-    """The first three planes and the last; one by one, and all others: in a slow test."""
+    """The first three planes and the last one. A slow test covers all planes, one code point at a time."""
     chosen = CODE_POINTS[:0x20000] + CODE_POINTS[-0x1100:]
     rows = [chosen[first : first + 64] for first in range(0, len(chosen), 64)]
     texts = [f"a{'b a'.join(row)}b {' '.join(row)}" for row in rows]
@@ -273,7 +273,7 @@ def test_one_graph_takes_any_batch_size_and_length(tokenize: Any) -> None:
 
 
 def test_only_core_ops_are_used(tokenize: Any) -> None:
-    """Such as the C, Go and Java loaders have: nothing of Python, nothing of tensorflow_text."""
+    """The C, Go and Java loaders have only these: no Python ops and none of tensorflow_text."""
     import tensorflow as tf
 
     concrete = tf.function(tokenize.module.__call__).get_concrete_function(tf.TensorSpec([None], tf.string))
@@ -283,7 +283,7 @@ def test_only_core_ops_are_used(tokenize: Any) -> None:
     assert not {op for op in used if "Py" in op or "Fast" in op or "Tokenize" in op}
 
 
-# Why a tokenizer cannot be in the graph.
+# Reasons why a tokenizer cannot be in the graph.
 
 
 def byte_level_bpe() -> Any:
@@ -375,7 +375,7 @@ def test_a_tokenizer_that_cannot_be_in_the_graph_has_a_reason(
 
 
 def test_combining_marks_of_one_class_are_supported(tensorflow: None) -> None:
-    """Their order is that of the text, as it is for a mark that the normalizer drops."""
+    """They keep the order of the text, as does a mark that the normalizer drops."""
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast(

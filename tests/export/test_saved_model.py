@@ -43,7 +43,7 @@ assert not {"transformers", "tokenizers", "tf_keras", "tf_mlm", "tensorflow_text
 
 
 def serve_elsewhere(saved_model: Path, folder: Path, *calls: tuple[str, dict[str, Any]]) -> list[dict[str, np.ndarray]]:
-    """What signatures of the export answer in a process that knows TensorFlow alone."""
+    """The outputs of signatures of the export, in a process that imports TensorFlow alone."""
     (folder / "calls").write_bytes(pickle.dumps(calls))
     command = [sys.executable, "-c", TENSORFLOW_ALONE, saved_model, folder / "calls", folder / "answers"]
     environment = {name: value for name, value in os.environ.items() if name != "TF_USE_LEGACY_KERAS"}
@@ -72,7 +72,7 @@ def fill_mask(signatures: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def stock(finished_run: Path) -> tuple[Any, Any]:
-    """Model and tokenizer of the same run, as transformers loads them."""
+    """The model and the tokenizer of the same run, loaded by transformers."""
     import transformers
 
     folder = finished_run / "model"
@@ -82,7 +82,7 @@ def stock(finished_run: Path) -> tuple[Any, Any]:
 
 
 def expected_fills(stock: tuple[Any, Any], text: str, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and log-probabilities [masks, k] of the stock model, the text alone."""
+    """Ids and log-probabilities [masks, k] of the stock model for a single text."""
     model, tokenizer = stock
     encoded = tokenizer(text, return_tensors="np")
     logits = model(**encoded).logits.numpy()[0][encoded["input_ids"][0] == tokenizer.mask_token_id].astype(np.float64)
@@ -92,7 +92,7 @@ def expected_fills(stock: tuple[Any, Any], text: str, k: int) -> tuple[np.ndarra
 
 
 def assert_fills(answers: dict[str, np.ndarray], stock: tuple[Any, Any], texts: list[Any], k: int) -> None:
-    """The answered texts have the stock model's ids in its order, and its log-probabilities within 1e-4."""
+    """Check that the fills have the ids of the stock model in order, and its log-probabilities within 1e-4."""
     for row, text in enumerate(texts):
         masks = answers["num_masks"][row]
         if masks:
@@ -129,7 +129,7 @@ def test_a_process_with_tensorflow_alone_gives_the_fills_of_the_model(
 
 @pytest.mark.slow
 def test_fills_with_trained_weights_equal_those_of_the_model(shared: Path, tmp_path: Path, tensorflow: None) -> None:
-    """A pretrained encoder whose head starts as the identity: 30,522 tokens, probabilities far apart."""
+    """A pretrained encoder with an identity head: 30,522 tokens with very different probabilities."""
     import transformers
 
     folder = shared / "models" / "minilm-l6-distilbert"
@@ -174,7 +174,7 @@ def test_padding_does_not_affect_other_positions(signatures: Any, signature: str
     assert np.abs(whole[1:, :4] - alone).max() < 1e-5 * np.abs(alone).max()
 
 
-# What a user of fill_mask meets.
+# The behavior of fill_mask.
 
 
 def test_the_answer_for_a_text_does_not_depend_on_the_batch(fill_mask: Any) -> None:
@@ -259,11 +259,11 @@ def test_a_text_may_have_as_many_tokens_as_positions(fill_mask: Any) -> None:
     assert answers["num_masks"].tolist() == [510, 0]
 
 
-# What is in the folder.
+# Contents of the directory.
 
 
 def test_k_has_a_default_in_serving(finished_run: Path, signatures: Any) -> None:
-    """Python's loader asks for it all the same."""
+    """The Python loader still requires it."""
     from tensorflow.core.protobuf import saved_model_pb2
 
     saved = saved_model_pb2.SavedModel()
@@ -283,7 +283,7 @@ def test_the_weights_are_stored_once(finished_run: Path) -> None:
     assert size <= saved < 1.1 * size
     largest = max(array.nbytes for array in arrays.values())
     strings = finished_run / "saved_model" / "saved_model.pb"
-    assert strings.stat().st_size < 4_000_000 and largest > 30_000  # nor as constants of the graph
+    assert strings.stat().st_size < 4_000_000 and largest > 30_000  # also not as constants of the graph
 
 
 def test_calls_do_not_retrace(fill_mask: Any, signatures: Any) -> None:
@@ -311,7 +311,7 @@ def test_the_export_command_writes_the_same_files_as_the_run(
 
 
 def other_tokenizer(model_type: str) -> Any:
-    """RoBERTa's kind, byte-level BPE, or ALBERT's, SentencePiece; the ids 0 to 4 are special."""
+    """Byte-level BPE as in RoBERTa, or SentencePiece as in ALBERT. The ids 0 to 4 are special."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 

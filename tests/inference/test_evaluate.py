@@ -13,7 +13,7 @@ from tf_mlm.config import DataConfig, load_config
 
 @pytest.fixture(scope="module")
 def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """50 documents of uneven length, one of them twice."""
+    """50 documents of different lengths, one of them repeated."""
     path = tmp_path_factory.mktemp("reviews") / "reviews.txt"
     lines = [f"The film {'of many scenes ' * (number % 7)}was a {number} minute delight." for number in range(49)]
     path.write_text("\n".join([*lines, lines[3]]) + "\n")
@@ -28,7 +28,7 @@ def evaluate(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> dict
 
 
 def compute(model_folder: Path, data: DataConfig, seed: int) -> dict[str, Any]:
-    """The same metrics in float64 numpy, from the stock model's logits at every position."""
+    """The same metrics in float64 numpy, from the logits of the stock model at all positions."""
     import transformers
 
     from tf_mlm.config import MaskingConfig
@@ -73,7 +73,7 @@ def test_a_model_without_a_run_is_evaluated_on_all_selected_documents(
     metrics = evaluate(capsys, finished_run / "model", "--dataset", reviews)
     expected = compute(finished_run / "model", DataConfig(dataset=str(reviews)), seed=42)
     assert_equal(metrics, expected)
-    assert metrics["masked_tokens"] > 100  # enough for the sums to mean something
+    assert metrics["masked_tokens"] > 100  # enough tokens for a meaningful comparison
 
 
 def test_evaluation_on_another_dataset_keeps_sequence_length_batch_size_and_seed(
@@ -83,7 +83,7 @@ def test_evaluation_on_another_dataset_keeps_sequence_length_batch_size_and_seed
     metrics = evaluate(capsys, finished_run, "--dataset", reviews)
     data = replace(config.data, dataset=str(reviews), num_validation_sequences=0)
     expected = compute(finished_run / "model", data, config.training.seed)
-    assert metrics["sequences"] == expected["sequences"] > 16  # more than a batch, the last one filled up
+    assert metrics["sequences"] == expected["sequences"] > 16  # more than one batch; the last one has filler rows
     assert_equal(metrics, expected)
 
 
@@ -126,7 +126,7 @@ def test_the_printed_table_describes_the_evaluated_documents(
 def test_documents_of_the_training_text_are_counted_and_reported(
     tmp_path: Path, reviews: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The run's own file, scored as if it were other data."""
+    """Evaluates on the file of the run, passed with --dataset."""
     flags = ["--dataset", str(reviews), "--model.vocab_size", "100", "--training.num_train_steps", "2"]
     assert train(tmp_path, *flags, "--output-dir", "RUN") == 0
     metrics = evaluate(capsys, tmp_path / "RUN", "--dataset", reviews)
@@ -146,7 +146,7 @@ def test_documents_of_the_training_text_are_counted_and_reported(
 def test_a_run_is_evaluated_from_any_directory(
     tmp_path: Path, reviews: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command of its model card: `cd RUN; python -m tf_mlm evaluate .`"""
+    """The command in the model card: `cd RUN; python -m tf_mlm evaluate .`"""
     (tmp_path / "reviews.txt").write_text(reviews.read_text())
     flags = ["--dataset", "reviews.txt", "--model.vocab_size", "100", "--training.num_train_steps", "2"]
     assert train(tmp_path, *flags, "--output-dir", "RUN") == 0

@@ -24,7 +24,7 @@ def trained(finished_run: Path) -> tuple[Any, Any]:
 def explain(
     trained: tuple[Any, Any], sentence: str, seed: int, masking: MaskingConfig | None = None
 ) -> dict[str, list[str]]:
-    """The lines that `explain` prints, by the word that they begin with."""
+    """The lines that `explain` prints, by their first word."""
     from tf_mlm.inference.explain import explain_sentence
 
     lines: dict[str, list[str]] = {}

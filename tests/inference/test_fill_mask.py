@@ -78,7 +78,7 @@ def test_a_byte_level_bpe_token_is_joined_to_the_previous_word_unless_it_begins_
     config.vocab_size, config.pad_token_id = len(tokenizer), tokenizer.pad_token_id
     (fills,) = fill_masks(build(config), tokenizer, "ab [MASK]!", top_k=len(tokenizer))
     sentences = {fill.token: fill.sentence for fill in fills}
-    assert sentences["c"] == "abc!"  # none of this vocabulary begins a word
+    assert sentences["c"] == "abc!"  # no token of this vocabulary begins a word
 
 
 def test_mask_is_replaced_by_the_mask_token_of_any_tokenizer(trained: tuple[Any, Any]) -> None:
@@ -214,7 +214,7 @@ def test_runs_model_directories_and_saved_models_can_be_compared(
     table = run_fill_mask(capsys, "--compare", run, served, "A [MASK].", "--top-k", "3").splitlines()
     assert len(table) == 5 and table[1].split() == [run, served]
     for row in table[2:]:
-        assert row.split()[:2] == row.split()[-len(row.split()) // 2 :][:2]  # the same model twice
+        assert row.split()[:2] == row.split()[-len(row.split()) // 2 :][:2]  # the same model in two forms
     both = json.loads(run_fill_mask(capsys, "--compare", run, served, "--json", "A [MASK]."))
     assert [given["model"] for given in both] == [run, served]
     assert both[0]["filled"] == both[1]["filled"]

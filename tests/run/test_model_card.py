@@ -165,7 +165,7 @@ def test_the_base_model_is_a_hub_model_whose_weights_were_used(tmp_path: Path, m
         assert "datasets" not in front(data__dataset=dataset)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org" / "reviews").mkdir(parents=True)
-    assert "datasets" not in front(data__dataset="org/reviews")  # a folder that reads like a Hub name
+    assert "datasets" not in front(data__dataset="org/reviews")  # a directory that reads like a Hub name
 
 
 def test_a_validation_split_is_named_only_if_there_is_one() -> None:

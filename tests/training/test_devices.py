@@ -1,4 +1,4 @@
-"""Training on several devices goes through the command: train, checkpoint, kill, resume, evaluate, export."""
+"""Training on several devices from the command line: train, checkpoint, kill, resume, evaluate, export."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 from tests.tiny_run import TINY, read_metrics
 
 FLAGS = ["--config", "tiny.toml", "--output-dir", "RUN", "--resume", "--checkpoint.every_steps", "3"]
-FLAGS += ["--training.num_train_steps", "14", "--model.dropout", "0"]  # dropout differs from replica to replica
+FLAGS += ["--training.num_train_steps", "14", "--model.dropout", "0"]  # dropout differs between replicas
 KILLED_AT_STEP_12 = """
 import os, signal, sys
 from tf_mlm import runtime
@@ -34,7 +34,7 @@ sys.exit(train_main(sys.argv[1:]))
 
 
 def command(folder: Path, num_devices: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`python ARGUMENTS` in `folder`, in a process that sees `num_devices` logical devices."""
+    """Run `python ARGUMENTS` in `folder`, in a process with `num_devices` logical devices."""
     folder.mkdir(exist_ok=True)
     (folder / "tiny.toml").write_text(TINY)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TF_MLM_LOGICAL_DEVICES": str(num_devices)}

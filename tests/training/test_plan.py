@@ -16,7 +16,7 @@ MODEL = SimpleNamespace(
     config=SimpleNamespace(hidden_size=768, num_hidden_layers=6, num_attention_heads=12, vocab_size=30522),
     count_params=lambda: 66_985_530,
 )
-"""All that a plan asks of a model, in DistilBERT-base's size."""
+"""The part of a model that a plan needs, with the size of DistilBERT-base."""
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def config(optimizer: dict[str, Any] | None = None, data: dict[str, Any] | None 
 
 
 def build_job(settings: Config, num_sequences: int, tokens_per_batch: int = 3000) -> Any:
-    """A job whose batches hold `tokens_per_batch` real tokens each."""
+    """A job whose batches have `tokens_per_batch` real tokens each."""
     from tf_mlm.runtime import Precision
     from tf_mlm.training.job import Job
     from tf_mlm.training.length import RunLength
@@ -51,11 +51,11 @@ def build_job(settings: Config, num_sequences: int, tokens_per_batch: int = 3000
 @pytest.mark.parametrize(
     ("settings", "num_sequences", "expected"),
     [
-        ({}, 3000, (20, 94, 1880, 112)),  # 93.75 batches an epoch
+        ({}, 3000, (20, 94, 1880, 112)),  # 93.75 batches per epoch
         ({"epochs": 3, "batch_size": 64}, 10_000, (3, 157, 471, 28)),
         ({"epochs": 2, "batch_size": 5}, 10, (2, 2, 4, 0)),
         ({"epochs": 1, "batch_size": 32}, 1, (1, 1, 1, 0)),
-        ({"epochs": 1, "batch_size": 4, "num_train_steps": 250}, 400, (3, 100, 250, 15)),  # mid of the third epoch
+        ({"epochs": 1, "batch_size": 4, "num_train_steps": 250}, 400, (3, 100, 250, 15)),  # middle of the third epoch
         ({"epochs": 9, "batch_size": 4, "num_train_steps": 300}, 400, (3, 100, 300, 18)),
         ({"epochs": 9, "batch_size": 4, "num_train_steps": 7}, 400, (1, 100, 7, 0)),
     ],
@@ -87,7 +87,7 @@ def test_the_plan_reports_steps_real_tokens_rates_parameters_and_disk(plan: Modu
         "rate       4e-05 at step 1, 0.0008 at step 21, 0.0005 at step 51, 1e-05 at step 100",
         "parameters 66,985,530",
     ]
-    # A checkpoint has weights, two moments and a best model, 4 * 4 bytes per parameter: 1 GiB, and there may be three.
+    # A checkpoint has weights, two moments and a best model, 4 * 4 bytes per parameter: 1 GiB. Up to three exist.
     assert lines[5].startswith("disk          3.2 GiB at the peak, for 3 checkpoints and the model; ")
     assert lines[5].endswith("iB free") and len(lines) == 6
 

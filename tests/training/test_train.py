@@ -28,7 +28,7 @@ EPOCH_KEYS = [
 
 
 def send_signal(monkeypatch: pytest.MonkeyPatch, method: str, at_step: int, number: int = signal.SIGTERM) -> None:
-    """Let the process receive a signal as `Checkpoints.method` is called, `at_step` updates having been made."""
+    """Send a signal to the process when `Checkpoints.method` is called after `at_step` updates."""
     from tf_mlm.training.callbacks.checkpoints import Checkpoints
 
     original = getattr(Checkpoints, method)
@@ -51,7 +51,7 @@ def read_history(run: Path) -> list[dict[str, str]]:
 
 
 def assert_same_run(run: Path, other: Path) -> None:
-    """Equal to the last digit, times apart."""
+    """Check that all values except times are equal to the last digit."""
     assert timeless(read_metrics(run)) == timeless(read_metrics(other))
     assert weights(run) == weights(other)
     for left, right in zip(read_history(run), read_history(other), strict=True):
@@ -59,7 +59,7 @@ def assert_same_run(run: Path, other: Path) -> None:
             assert left[name] == right[name]
 
 
-# What a finished run leaves behind
+# Files of a finished run
 
 
 def test_a_finished_run_has_all_files_and_no_checkpoints(finished_run: Path) -> None:
@@ -68,7 +68,7 @@ def test_a_finished_run_has_all_files_and_no_checkpoints(finished_run: Path) -> 
         "README.md", "config.toml", "environment.json", "history.csv", "loss.png", "loss.svg", "metrics.jsonl",
         "model", "saved_model", "tensorboard", "train_hashes.npy",
     ]  # fmt: skip
-    # No temporary file is left, in the run or beside it.
+    # No temporary file is left in the run directory or its parent.
     assert [path.name for path in finished_run.rglob(".*")] in ([], [".lock"])
     assert (finished_run / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (finished_run / "loss.svg").read_text()
@@ -98,8 +98,8 @@ def test_metrics_have_the_start_the_logged_steps_and_the_epochs_in_order(finishe
 
 
 def test_an_epochs_loss_is_the_token_weighted_mean_of_its_steps(finished_run: Path) -> None:
-    # The second epoch's three step events cover steps 11 and 12, 13 to 16, 17 to 20: all of it. Each row of 30 ordinary
-    # tokens or so carries about 5 labels, so the mean lies between the smallest and the largest.
+    # The three step events of the second epoch cover steps 11 and 12, 13 to 16, and 17 to 20: the whole epoch. Each row
+    # of about 30 ordinary tokens has about 5 labels, so the mean lies between the smallest and the largest loss.
     events = [event for event in read_metrics(finished_run) if event["epoch"] == 2]
     losses, epoch = [event["loss"] for event in events[:-1]], events[-1]
     assert min(losses) < epoch["loss"] < max(losses)
@@ -108,15 +108,15 @@ def test_an_epochs_loss_is_the_token_weighted_mean_of_its_steps(finished_run: Pa
 
 def test_the_loss_decreases_from_that_before_training(finished_run: Path) -> None:
     start, *_, last, end = read_metrics(finished_run)
-    assert start["val_loss"] == pytest.approx(np.log(300), abs=0.3)  # random weights know nothing of 300 words
+    assert start["val_loss"] == pytest.approx(np.log(300), abs=0.3)  # random weights predict 300 tokens uniformly
     assert last["val_loss"] < start["val_loss"] - 0.4
     assert last["loss"] < start["val_loss"] - 0.4
     assert end["best_val_loss"] == min(e["val_loss"] for e in read_metrics(finished_run) if e["event"] == "epoch")
 
 
 def test_the_learning_rate_of_each_event_is_that_of_its_update(finished_run: Path) -> None:
-    # Warmup is 6 % of 30 steps, 1 step; update n, counted from 1, has the rate 5e-3 * (30 - n) / 29 + what the first
-    # warmup step shifts.
+    # Warmup is 6 % of 30 steps: 1 step. Update n, counted from 1, has the rate 5e-3 * (30 - n) / 29, shifted by the
+    # warmup step.
     for event in read_metrics(finished_run)[1:-1]:
         assert event["learning_rate"] == pytest.approx(5e-3 * (1 - (event["step"] - 2) / 29), rel=1e-5)
 
@@ -149,7 +149,7 @@ def test_the_model_card_has_a_row_for_each_epoch(finished_run: Path) -> None:
 
 
 def test_the_stock_class_loads_the_model_and_its_full_logits_give_the_validation_loss(finished_run: Path) -> None:
-    """The loss over the head's slots equals cross-entropy over all logits, in numpy, on the validation masks."""
+    """The loss over the slots of the head equals the cross-entropy over all logits, in numpy, on the same masks."""
     import transformers
 
     from tf_mlm.data.corpus import load_corpus
@@ -169,7 +169,7 @@ def test_the_stock_class_loads_the_model_and_its_full_logits_give_the_validation
     targets = labels[labels != -100]
     losses = np.log(np.exp(rows).sum(-1)) - rows[np.arange(len(rows)), targets]
     best = min((e for e in read_metrics(finished_run) if e["event"] == "epoch"), key=lambda e: e["val_loss"])
-    assert best["val_loss"] == pytest.approx(losses.mean(), rel=1e-5)  # float32, and XLA has a tanh of its own
+    assert best["val_loss"] == pytest.approx(losses.mean(), rel=1e-5)  # float32, and XLA has a different tanh
     assert best["val_masked_accuracy"] == pytest.approx((rows.argmax(-1) == targets).mean(), rel=1e-12)
 
 
@@ -240,15 +240,15 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_run(
     )
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-0000000000", "step-0000000007"]
     assert [event["event"] for event in read_metrics(run)] == ["start", "step"]
-    assert read_metrics(run)[0]["val_loss"] > 5.6  # the model before training is the best so far
+    assert read_metrics(run)[0]["val_loss"] > 5.6  # the best model is still the one before training
     assert (run / "model").exists()
 
-    with pytest.MonkeyPatch.context() as patch:  # while the first epoch is validated, by Ctrl-C
+    with pytest.MonkeyPatch.context() as patch:  # Ctrl-C during the validation of the first epoch
         send_signal(patch, "on_test_batch_end", at_step=10, number=signal.SIGINT)
         assert train(tmp_path, *command) == 130
-    assert read_metrics(run)[-1]["event"] == "step"  # the epoch is not closed
+    assert read_metrics(run)[-1]["event"] == "step"  # the epoch has no event yet
 
-    with pytest.MonkeyPatch.context() as patch:  # at an epoch's last update
+    with pytest.MonkeyPatch.context() as patch:  # at the last update of an epoch
         send_signal(patch, "on_train_batch_end", at_step=20)
         assert train(tmp_path, *command) == 143
 
@@ -281,14 +281,14 @@ def test_the_seconds_of_an_epoch_include_those_before_an_interruption(tmp_path: 
         batch_end = metrics_log.MetricsLog.on_train_batch_end
 
         def slow(self: Any, *arguments: Any) -> None:
-            ahead[0] += 100  # seconds a step
+            ahead[0] += 100  # seconds per step
             batch_end(self, *arguments)
 
         patch.setattr(metrics_log.MetricsLog, "on_train_batch_end", slow)
         with pytest.MonkeyPatch.context() as inner:
             send_signal(inner, "on_train_batch_end", at_step=7)
             assert train(tmp_path, *flags) == 143
-        ahead[0] += 10_000  # the time between the two does not count
+        ahead[0] += 10_000  # the time between the two processes does not count
         assert train(tmp_path, *flags, "--resume") == 0
     *_, epoch, end = read_metrics(tmp_path / "RUN")
     assert 1000 <= epoch["seconds"] < 1500 and 1000 <= end["seconds"] < 1500
@@ -302,7 +302,7 @@ def test_an_interrupted_run_has_a_curve(tmp_path: Path) -> None:
     assert (tmp_path / "RUN" / "loss.png").exists()
     assert (tmp_path / "plots" / "RUN.png").exists()
 
-    # What may not change, may not; what may, may. The curve lost meanwhile is drawn again.
+    # Only some settings may change on resume. A deleted curve is drawn again.
     run = tmp_path / "RUN"
     (run / "loss.png").unlink()
     with inside(tmp_path):
@@ -349,7 +349,7 @@ sys.exit(train_main(sys.argv[1:]))
 def test_a_killed_run_resumes_from_its_last_checkpoint_with_the_same_results(
     finished_run: Path, tmp_path: Path
 ) -> None:
-    """Also: the same command in two processes gives the same numbers."""
+    """This also tests that the same command in two processes gives the same numbers."""
     shutil.copy(finished_run.parent / "tiny.toml", tmp_path)
     flags = ["--config", "tiny.toml", "--output-dir", "RUN", "--resume", "--checkpoint.every_steps", "3"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -358,7 +358,7 @@ def test_a_killed_run_resumes_from_its_last_checkpoint_with_the_same_results(
     run = tmp_path / "RUN"
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-0000000012", "step-0000000015"]
     with open(run / "metrics.jsonl", "a") as file:
-        file.write('{"event": "step", "st')  # what a kill in the middle of a write leaves
+        file.write('{"event": "step", "st')  # the incomplete file of a kill during a write
     resumed = subprocess.run([sys.executable, ROOT / "train.py", *flags], cwd=tmp_path, env=environment)
     assert resumed.returncode == 0
     assert_same_run(run, finished_run)
@@ -369,14 +369,14 @@ def test_a_killed_run_resumes_from_its_last_checkpoint_with_the_same_results(
 
 def test_num_train_steps_ends_training_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
     flags = ("--training.num_train_steps", "14", "--output-dir", "RUN")
-    with pytest.MonkeyPatch.context() as patch:  # the cut epoch's end is an epoch's end to a signal too
+    with pytest.MonkeyPatch.context() as patch:  # a signal arrives at the end of the incomplete epoch
         send_signal(patch, "on_train_batch_end", at_step=14)
         assert train(tmp_path, *flags) == 143
     assert train(tmp_path, *flags, "--resume") == 0
     events = read_metrics(tmp_path / "RUN")
     assert [(e["epoch"], e["step"]) for e in events if e["event"] == "epoch"] == [(1, STEPS_PER_EPOCH), (2, 14)]
     assert events[-1]["event"] == "end" and events[-1]["step"] == 14
-    assert events[-2]["loss"] < events[0]["val_loss"]  # of the epoch's four steps, not of what validation added up
+    assert events[-2]["loss"] < events[0]["val_loss"]  # of the four training steps, not of the validation
     assert events[-2]["learning_rate"] == pytest.approx(5e-3 * 1 / 14, rel=1e-4)  # decayed over 14 steps
 
 
@@ -385,12 +385,12 @@ def test_mfu_is_reported_on_request(tmp_path: Path, capsys: pytest.CaptureFixtur
     with pytest.MonkeyPatch.context() as patch:
         send_signal(patch, "on_train_batch_end", at_step=6)
         assert train(tmp_path, *flags) == 143
-    assert train(tmp_path, *flags, "--resume") == 0  # by the peak measured at the start
+    assert train(tmp_path, *flags, "--resume") == 0  # relative to the peak measured at the start
     start, *events, _ = read_metrics(tmp_path / "RUN")
     peak = start["matmul_peak_tokens_per_second"]
     assert peak > 0
     for event in events:
-        assert event["mfu"] >= event["tokens_per_second"] / peak - 1e-4  # it counts positions, padding included
+        assert event["mfu"] >= event["tokens_per_second"] / peak - 1e-4  # counts positions, including padding
     assert "% MFU)" in capsys.readouterr().err
     assert (
         "| Share of the speed of the matrix products alone, padding counted (MFU) |"
@@ -399,8 +399,8 @@ def test_mfu_is_reported_on_request(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_early_stopping_ends_the_run_after_patience_epochs_and_keeps_the_best_model(tmp_path: Path) -> None:
-    # So small a rate that float32 weights barely move: sooner or later an epoch is no better. With a rate that is
-    # exactly 0 from the second epoch on, the second and third are equal to the first, and equal is no gain.
+    # At this small rate, float32 weights hardly change, so that some epoch is not better. With a rate of exactly 0 from
+    # the second epoch on, the second and the third epoch equal the first, which is not an improvement.
     flags = ("--training.early_stopping_patience", "2", "--epochs", "9", "--optimizer.weight_decay_rate", "0")
     with pytest.MonkeyPatch.context() as patch:
         import tensorflow as tf
@@ -421,7 +421,7 @@ def test_early_stopping_is_reported_with_its_reason(
 ) -> None:
     from tf_mlm.model.optimizer import WarmUp
 
-    monkeypatch.setattr(WarmUp, "__call__", lambda self, step: 0.0 * step)  # no epoch is better than another
+    monkeypatch.setattr(WarmUp, "__call__", lambda self, step: 0.0 * step)  # all epochs are equal
     flags = ("--training.early_stopping_patience", "1", "--epochs", "9", "--optimizer.weight_decay_rate", "0")
     assert train(tmp_path, *flags, "--output-dir", "RUN") == 0
     said = capsys.readouterr().out
@@ -431,7 +431,7 @@ def test_early_stopping_is_reported_with_its_reason(
 
 
 def test_tokens_count_neither_padding_nor_filler_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Three documents, one a sequence of 512: 32 rows of 512 positions hold few real tokens."""
+    """Three documents, one per sequence of 512 positions: 32 rows have few real tokens."""
     texts = ["a film about a sheriff", "a comedy", "we loved this long western about two cowboys"]
     (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n")
     flags: tuple[str, ...] = ("--dataset", "texts.txt", "--data.line_by_line", "true", "--data.sequence_length", "512")
@@ -485,7 +485,7 @@ def test_a_run_in_a_thread_trains_without_handling_signals(tmp_path: Path, capsy
 
 
 def spoil_batches(patch: pytest.MonkeyPatch, *batches: int) -> None:
-    """Make the loss of these batches, counted from 0 in the order of the data, not a number."""
+    """Make the loss of these batches NaN. Batches are counted from 0 in the order of the data."""
     import tensorflow as tf
 
     from tf_mlm.data import prepared
@@ -494,7 +494,7 @@ def spoil_batches(patch: pytest.MonkeyPatch, *batches: int) -> None:
     build, outputs = prepared.build_train_dataset, MaskedPositionsHead.masked_lm_outputs
 
     def build_spoilt(*arguments: Any, first_batch: int, **options: Any) -> Any:
-        def mark(number: Any, batch: Any) -> Any:  # with a 2, which the attention takes for a 1
+        def mark(number: Any, batch: Any) -> Any:  # a 2, which attention treats as a 1
             features, labels = batch
             spoilt = tf.reduce_any(number == tf.constant(batches or (-1,), tf.int64))
             mask = features["attention_mask"] * tf.where(spoilt, 2, 1)
@@ -553,7 +553,7 @@ def test_after_max_bad_steps_the_run_rolls_back_once_and_skips_the_bad_batches(
     assert [event["step"] for event in events if event["event"] == "step"] == [4, 8, 12, 16, 20]
     assert events[-1]["skipped_steps"] == 3 and events[-1]["rolled_back"] == [8, 5]
     assert "| from step 8 to step 5 |" in (run / "README.md").read_text()
-    # The sequences named are those of the seventh and the eighth batch.
+    # The message names the sequences of the seventh and the eighth batch.
     rows = said.partition("on the training sequences ")[2].partition(" (the first begins with ")[0].split(", ")
     assert len(rows) == len(set(rows)) == 32
     assert pipeline.steps_per_epoch(155, 16) == STEPS_PER_EPOCH
@@ -569,7 +569,7 @@ def test_a_second_failure_ends_the_run_with_exit_code_3_and_names_step_and_seque
         assert train(tmp_path, *command, "--output-dir", "runs/RUN") == 3
         run = tmp_path / "runs" / "RUN"
         last = capsys.readouterr().err.splitlines()[-1]
-        # Batch 15 came at step 13: three batches had been left out.
+        # Batch 15 was used at step 13: three batches were skipped.
         assert last.startswith(
             "error: the loss or its gradient at step 13 (epoch 2) is not finite, 2 consecutive steps, on the training "
             "sequences "
@@ -582,10 +582,10 @@ def test_a_second_failure_ends_the_run_with_exit_code_3_and_names_step_and_seque
 
         kept = [safetensors.numpy.load_file(path) for path in (run / "checkpoints").rglob("*.safetensors")]
         assert kept and all(np.isfinite(array).all() for arrays in kept for array in arrays.values())
-        with inside(tmp_path):  # by itself it is not taken up again
+        with inside(tmp_path):  # --resume without a directory skips it
             assert train_main(["--resume"]) == 2
         assert "no resumable run in runs/" in capsys.readouterr().err
-        assert train(tmp_path, *command, "--output-dir", "runs/RUN", "--resume") == 3  # as before, when asked for
+        assert train(tmp_path, *command, "--output-dir", "runs/RUN", "--resume") == 3  # the same failure again
     assert [event for event in read_metrics(run) if event["event"] == "non_finite"] == [end]
 
 
@@ -661,7 +661,7 @@ def test_a_full_disk_during_a_checkpoint_ends_the_run_with_exit_code_4(
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def save_on_full_disk(self: Any) -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))  # weights and moments are 400,000 bytes
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))  # weights and moments take 400,000 bytes
         try:
             save(self)
         finally:
@@ -671,7 +671,7 @@ def test_a_full_disk_during_a_checkpoint_ends_the_run_with_exit_code_4(
         patch.setattr(Checkpoints, "save", save_on_full_disk)
         assert train(tmp_path, "--checkpoint.every_steps", "2", "--output-dir", "RUN") == 4
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: I/O error: ")
-    assert not list((tmp_path / "RUN" / "checkpoints").iterdir())  # no half a checkpoint
+    assert not list((tmp_path / "RUN" / "checkpoints").iterdir())  # no incomplete checkpoint
 
 
 def test_a_disk_without_enough_space_is_refused_before_training(

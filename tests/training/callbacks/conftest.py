@@ -1,4 +1,4 @@
-"""What the callbacks see of a model and a run, without either."""
+"""Fakes of a model and a run for the tests of the callbacks."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from tf_mlm.run.events import EpochEvent
 
 @dataclass
 class FakeModel:
-    """The first metric, the loss, with sums that a test sets; and the flag that ends training."""
+    """Has the loss metric, whose sums a test sets, and the flag that stops training."""
 
     stop_training: bool = False
     metrics: list[SimpleNamespace] = field(default_factory=lambda: [SimpleNamespace(total=0.0, count=0.0)])

@@ -1,4 +1,4 @@
-"""The best model is saved when the validation loss is lower than ever before."""
+"""The best model is saved when the validation loss reaches a new minimum."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The curves are redrawn, and a plots folder that cannot be written does not end the run."""
+"""The curves are redrawn, and an unwritable plots directory does not end the run."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Step and epoch events, built from logs that a test makes up."""
+"""Step and epoch events, built from artificial logs."""
 
 import math
 from typing import Any
@@ -73,7 +73,7 @@ def test_an_epoch_event_has_every_metric_of_the_table(model: FakeModel) -> None:
 
 
 def test_speed_counts_real_tokens_and_mfu_counts_positions(model: FakeModel) -> None:
-    """Padding is 300 of 400 positions."""
+    """300 of 400 positions are padding."""
     log, events = build_log(model, matmul_peak=1e6)
     log.on_epoch_begin(0)
     make_steps(log, model, 5.0, 5.0)

@@ -1,4 +1,4 @@
-"""Plain progress lines, one for each event."""
+"""Plain progress lines, one per event."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Signals are noted and answered later, in the main thread; in another thread they are left alone."""
+"""Signals are recorded and handled later, in the main thread; in another thread they are not handled."""
 
 import os
 import signal
