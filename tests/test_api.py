@@ -97,7 +97,7 @@ def test_data_that_does_not_exist_is_refused_and_leaves_no_run(tensorflow: None,
 
 @pytest.fixture(scope="module")
 def trained(tensorflow: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[tf_mlm.Run, list[Any]]:
-    """A run of two epochs that was trained through the API, and what a callback of the user was called with."""
+    """A run of two epochs trained with the API, and the arguments of the calls to a user's callback."""
     import tf_keras as keras
 
     folder = tmp_path_factory.mktemp("api")
@@ -174,7 +174,7 @@ def test_load_fills_encodes_and_evaluates(trained: tuple[tf_mlm.Run, list[Any]])
 
 @pytest.mark.slow
 def test_training_in_a_thread_works(tensorflow: None, tmp_path: Path) -> None:
-    """As a notebook server or a web service does it. Signals can be handled in the main thread only."""
+    """Notebook servers and web services train in threads. Only the main thread can handle signals."""
     (tmp_path / "tiny.toml").write_text(TINY)
     found: list[Any] = []
 

@@ -1,4 +1,4 @@
-"""Imports go one way: each module only from those above it in this list."""
+"""Imports go one way: each module imports only from modules above it in this list."""
 
 import ast
 

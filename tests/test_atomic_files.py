@@ -81,7 +81,7 @@ def test_a_kill_between_the_two_renames_loses_no_directory(tmp_path: Path, monke
     def killed(source: Any, target: Any) -> None:
         calls.append((source, target))
         if len(calls) == 2:
-            raise SystemExit  # and nothing of what follows: see below
+            raise SystemExit  # and nothing after it: see below
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", killed)
@@ -93,7 +93,7 @@ def test_a_kill_between_the_two_renames_loses_no_directory(tmp_path: Path, monke
     assert not folder.exists()
     recover(tmp_path)
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["model", "model/old"]
-    (tmp_path / ".model.replaced").mkdir()  # of a kill before the old one was removed
+    (tmp_path / ".model.replaced").mkdir()  # left by a kill before the old directory was removed
     recover(tmp_path)
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["model", "model/old"]
 

@@ -1,4 +1,4 @@
-"""Claims about the settings: where a value comes from, what is written back, and each refusal word for word."""
+"""The settings: precedence, dumped TOML, and the exact text of each refusal."""
 
 import dataclasses
 import subprocess
@@ -39,7 +39,7 @@ def written(tmp_path: Path, content: str | bytes) -> Path:
 
 
 def refusal(tmp_path: Path, content: str | bytes, overrides: dict[str, Any] | None = None) -> str:
-    """The one line that a file is refused with, the directory cut off."""
+    """The one-line refusal of a file, without its directory."""
     with pytest.raises(Refused) as refused:
         load_config(written(tmp_path, content), overrides)
     message = str(refused.value)
@@ -47,7 +47,7 @@ def refusal(tmp_path: Path, content: str | bytes, overrides: dict[str, Any] | No
     return message.replace(f"{tmp_path}/", "")
 
 
-# --- where a value comes from
+# --- precedence
 
 
 def test_the_command_line_overrides_the_file_and_the_file_overrides_defaults(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_config_is_immutable() -> None:
         Config().training.epochs = 3  # type: ignore[misc]
 
 
-# --- what is written back
+# --- dumped TOML
 
 
 def test_a_dumped_config_loads_back_with_one_comment_per_setting(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_any_dumped_config_loads_back_unchanged(tmp_path: Path, config: Config) 
     assert load_config(written(tmp_path, dump_config(config))) == config
 
 
-# --- the files that come along
+# --- the bundled recipes
 
 
 def test_the_default_recipe_has_every_setting_at_its_default() -> None:
@@ -376,7 +376,7 @@ def test_a_recipe_is_found_by_name_from_any_directory(tmp_path: Path, monkeypatc
     assert find_recipe("imdb-10k") == ROOT / "configs" / "imdb-10k.toml"
     assert find_recipe("own.toml") == Path("own.toml")
     assert find_recipe("folder/own") == Path("folder/own")
-    Path("sample").touch()  # a file of the name is that file
+    Path("sample").touch()  # a file of that name takes precedence
     assert find_recipe("sample") == Path("sample")
 
 
@@ -421,7 +421,7 @@ some_name = st.one_of(st.sampled_from(names), some_text)
 
 @st.composite
 def settings_like(draw: Any) -> dict[str, Any]:
-    """Mostly real sections and keys, so that values are reached."""
+    """Mostly real sections and keys, so that values are checked."""
     result: dict[str, Any] = {}
     for dotted in draw(st.lists(st.sampled_from(list(setting_fields())), max_size=5)):
         section, key = dotted.split(".")
@@ -457,7 +457,7 @@ def test_any_text_on_the_command_line_is_accepted_or_refused_in_one_line(name: s
         assert str(refused).isprintable()
 
 
-# --- what is imported
+# --- imports
 
 
 def test_settings_and_command_line_import_neither_tensorflow_nor_hugging_face() -> None:

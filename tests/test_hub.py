@@ -177,7 +177,7 @@ def test_the_endpoint_is_the_hub_unless_set(online: None, monkeypatch: pytest.Mo
     assert hub.endpoint() == "http://mirror/hf"
 
 
-# --- what is said
+# --- messages
 
 
 def test_an_unreachable_hub_is_reported_with_three_options(online: None, monkeypatch: pytest.MonkeyPatch) -> None:

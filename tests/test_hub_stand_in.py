@@ -1,5 +1,5 @@
-"""The default job and a Hub: found, cached, gone, refusing. In processes of their own, since Hugging Face's libraries
-read where the Hub is when they are imported."""
+"""The default job with a Hub that is reachable, cached, unreachable or failing. Each test uses separate processes,
+because the Hugging Face libraries read the address of the Hub on import."""
 
 import json
 import os
@@ -70,7 +70,7 @@ def test_the_default_job_downloads_trains_exports_and_continues_from_the_cache(
     assert (facts["train_documents"], facts["validation_documents"], facts["held_out"]) == (30, 30, False)
     assert (run / "model" / "model.safetensors").exists() and (run / "saved_model" / "saved_model.pb").exists()
 
-    # The server is gone. Asked or not, what is in the cache is found, and no other thing trained in its place.
+    # The server is stopped. Online and offline, the cached files are used, and the sample is not trained instead.
     for others in ({}, {"HF_HUB_OFFLINE": "1"}):
         result = run_train(hub.url, tmp_path, *SMALL, "--plan", **others)
         assert (result.returncode, result.stderr) == (0, "")
@@ -145,7 +145,7 @@ def test_an_error_of_the_hub_is_reported_with_the_requested_name(
         ["--model", "someone/nothing"],
         ["--model", "someone/private"],
         ["--model", "someone/damaged"],
-        [],  # the bare default as well: its model is not there, and that is no reason to train the sample
+        [],  # includes the bare default: an error of the Hub is not a reason to train the sample
     ]
     refuse_each_in_turn(
         commands,
@@ -172,7 +172,7 @@ def refuse_each_in_turn(commands: list[list[str]], folder: Path, repositories: d
         )  # fmt: skip
     assert result.returncode == 0, result.stderr
     lines = result.stderr.splitlines()
-    assert len(lines) == 2 * len(commands), result.stderr  # a line each, and the exit code printed here
+    assert len(lines) == 2 * len(commands), result.stderr  # one line per error, and the exit code printed by the script
     for command, line, code in zip(commands, lines[::2], lines[1::2], strict=True):
         assert code == "2"
         setting = "data.dataset" if "--dataset" in command else "model.name"
@@ -184,7 +184,7 @@ def refuse_each_in_turn(commands: list[list[str]], folder: Path, repositories: d
 
 @pytest.mark.slow
 def test_a_hub_without_an_answer_ends_the_wait_within_15_seconds(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and says nothing
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts connections and sends nothing
         start = time.monotonic()
         result = run_train(f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path, "--model", "someone/model")
         seconds = time.monotonic() - start
@@ -196,7 +196,7 @@ def test_a_hub_without_an_answer_ends_the_wait_within_15_seconds(tmp_path: Path)
 
 @pytest.mark.slow
 def test_the_real_config_tokenizer_and_reviews_download_train_and_export(tmp_path: Path, shared: Path) -> None:
-    """The weights are random: 66,985,530 of them, with the file format and the names of the Hub."""
+    """The 66,985,530 weights are random, with the file format and the names of the Hub."""
     folder = Path(shutil.copytree(shared / "models" / "distilbert-base-uncased-config", tmp_path / "model"))
     script = """
 import sys

@@ -1,4 +1,4 @@
-"""Every relative link and every path named in the documentation exists."""
+"""The relative links and paths in the documentation exist."""
 
 import json
 import re

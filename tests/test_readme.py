@@ -46,7 +46,7 @@ def test_the_two_install_commands_are_unchanged() -> None:
 
 @pytest.mark.parametrize("command", train_commands())
 def test_every_train_command_is_accepted(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its flags, values and files, without training."""
+    """Checks flags, values and files, without training."""
     arguments = shlex.split(command.removeprefix("python train.py").removeprefix("tf-mlm train"))
     with inside(ROOT):
         assert train_main([*arguments, "--print-config"]) == 0, capsys.readouterr().err

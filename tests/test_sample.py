@@ -1,4 +1,4 @@
-"""The sample as it is shipped: what its run must reach. The run itself takes minutes."""
+"""The bundled sample: the results that its run must reach. The run takes minutes."""
 
 import json
 import os

@@ -72,12 +72,12 @@ def test_a_process_stopped_by_a_signal_exits_without_cleanup(code: int, waits: b
 import atexit
 from tf_mlm.commands.main import leave
 atexit.register(print, "the end of Python")
-print("said before")
+print("first line")
 leave({code})
 """
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == code
-    assert result.stdout.splitlines() == ["said before", *(["the end of Python"] if waits else [])]
+    assert result.stdout.splitlines() == ["first line", *(["the end of Python"] if waits else [])]
 
 
 def test_a_closed_output_pipe_ends_the_command_silently() -> None:

@@ -351,14 +351,14 @@ def test_other_architectures_are_exported_and_a_missing_string_signature_is_repo
     model = build(config)
     save_model(model, tokenizer, tmp_path / "model")
     assert main(["export", str(tmp_path / "model"), "--output", str(tmp_path / "exported")]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     signatures = tf.saved_model.load(str(tmp_path / "exported")).signatures
     ids = tf.constant([[2, 5, 4, 3]])
     expected = model(input_ids=ids, attention_mask=tf.ones_like(ids)).logits.numpy()
     logits = signatures["logits"](input_ids=ids, attention_mask=tf.ones_like(ids))["logits"].numpy()
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     if model_type == "bert":
-        assert said == f"SavedModel in {tmp_path / 'exported'}\n"
+        assert output == f"SavedModel in {tmp_path / 'exported'}\n"
         text = "the [MASK] was"
         answers = signatures["serving_default"](text=tf.constant([text]), k=tf.constant(3))
         encoded = tokenizer(text, return_tensors="tf")
@@ -367,7 +367,7 @@ def test_other_architectures_are_exported_and_a_missing_string_signature_is_repo
         assert answers["token_ids"].numpy()[0, 0].tolist() == best.tolist()
     else:
         kind = {"roberta": "BPE", "albert": "Unigram"}[model_type]
-        assert said.splitlines()[1:] == [
+        assert output.splitlines()[1:] == [
             f"The SavedModel takes ids, not strings, because its tokenizer's model is {kind}, and the graph supports "
             "only BERT's WordPiece. Use the tokenizer in the model's directory; the signatures are logits and encode."
         ]

@@ -1,4 +1,4 @@
-"""Any file and any command line either works or is refused in one line: no other error, no hang, no damaged output.
+"""Any file and any command line works or is refused in one line, without other errors, hangs or damaged output.
 
 The default suite tries a few hundred cases, `-m slow` thousands."""
 
@@ -54,7 +54,7 @@ def check_all(cases: int, strategy: st.SearchStrategy[Any], check: Check) -> Non
 
 @contextlib.contextmanager
 def no_hang() -> Iterator[None]:
-    """Limits processor time, so that a busy or suspended machine makes no test fail."""
+    """Limit processor time instead of wall time, so that tests do not fail on a busy or suspended machine."""
 
     def hangs(*arguments: object) -> None:
         raise AssertionError(f"no answer within {_SECONDS} s of processor time")
@@ -203,7 +203,7 @@ def test_any_text_file_is_read_or_refused(cases: int, document: Any, tmp_path: P
         path.write_bytes(content)
         texts = answer(lambda: list(read_documents([path], column, document)))
         for text in texts or ():
-            text.encode()  # half a surrogate pair cannot be encoded
+            text.encode()  # a lone surrogate cannot be encoded
         path.unlink()
 
     check_all(cases, st.tuples(text_files(), st.sampled_from(["", "text", "stars", "no such"])), check)
@@ -335,7 +335,7 @@ def test_any_mask_arguments_give_valid_masks(cases: int) -> None:
 
 @few_or_many
 def test_any_pipeline_arguments_give_every_sequence_once(cases: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every epoch has every sequence once; a start at any step gives the same rows as the whole pipeline from there."""
+    """Every epoch has every sequence once. A start at any step gives the same rows as the whole pipeline."""
 
     class Table:
         def __init__(self, collator: Any, epoch: np.ndarray, index: np.ndarray, batch_size: int):
@@ -401,7 +401,7 @@ def test_any_damaged_checkpoint_is_skipped_or_refused(cases: int, tmp_path: Path
 
 @few_or_many
 def test_any_metrics_file_is_read_or_refused(cases: int, tmp_path: Path) -> None:
-    """Reading any metrics.jsonl tells whether the run is finished, or names the damaged line."""
+    """Reading any metrics.jsonl reports whether the run has finished, or names the damaged line."""
     run = RunDirectory(tmp_path / "runs" / "one")
     run.path.mkdir(parents=True)
     run.config_path.write_text("")

@@ -74,7 +74,7 @@ time.time_ns = lambda: int(jumping() * 1e9)
 
 @pytest.mark.slow
 def test_nothing_depends_on_a_clock_that_jumps(finished_run: Path, tmp_path: Path) -> None:
-    """Three years forth or back, or an hour, from one look at it to the next; through a kill and a resume."""
+    """The clock jumps by an hour or three years between two readings, also during a kill and a resume."""
     clock = tmp_path / "clock"
     clock.mkdir()
     (clock / "sitecustomize.py").write_text(JUMPING_CLOCK)

@@ -48,7 +48,7 @@ def test_predictions_and_losses_equal_those_of_the_stock_model(
     stock = transformers.TFDistilBertForMaskedLM.from_pretrained(finished_run / "model")
     logits = stock(input_ids=input_ids).logits.numpy()[0].astype(np.float64)
     losses = []
-    for predicted, told in zip(lines["predict"], lines["loss"], strict=True):
+    for predicted, loss_line in zip(lines["predict"], lines["loss"], strict=True):
         found = re.match(r"position (\d+), ", predicted)
         assert found
         position = int(found[1])
@@ -58,7 +58,7 @@ def test_predictions_and_losses_equal_those_of_the_stock_model(
         best = tokenizer.convert_ids_to_tokens(np.argsort(-probabilities)[:3].tolist())
         assert re.findall(r"(\S+) [\d.]+%", predicted) == best
         losses.append(-math.log(probabilities[tokenizer.convert_tokens_to_ids(token)]))
-        assert told.startswith(f"-ln p({token!r}) = ") and told.endswith(f" = {losses[-1]:.3f}")
+        assert loss_line.startswith(f"-ln p({token!r}) = ") and loss_line.endswith(f" = {losses[-1]:.3f}")
     assert len(losses) == round(0.15 * (len(original.split()) - 2))
     mean = np.mean(losses)
     assert lines["mean"] == [f"{mean:.3f} nats over {len(losses)} predicted tokens: perplexity {math.exp(mean):.2f}"]

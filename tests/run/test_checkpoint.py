@@ -1,4 +1,4 @@
-"""Checkpoints hold all that training changes, and a damaged one is never used."""
+"""Checkpoints have all state that training changes, and a damaged one is never used."""
 
 import re
 import shutil
@@ -23,13 +23,13 @@ from tf_mlm.run.checkpoint import (
 
 
 class Variable:
-    """What the functions need of a TensorFlow variable."""
+    """A fake of a TensorFlow variable."""
 
     def __init__(self, value: Any) -> None:
         self.value = np.asarray(value)
 
     def numpy(self) -> Any:
-        return self.value[()]  # as TensorFlow, a scalar of a variable without axes
+        return self.value[()]  # like TensorFlow, a scalar for a variable without axes
 
     def assign(self, value: Any) -> None:
         assert value.shape == self.value.shape and value.dtype == self.value.dtype
@@ -37,7 +37,7 @@ class Variable:
 
 
 def load(folder: Path, **options: Any) -> tuple[Progress, dict[str, np.ndarray]]:
-    """The newest sound checkpoint, which there is."""
+    """The newest intact checkpoint, which must exist."""
     found = load_checkpoint(folder, "mine", **options)
     assert found is not None
     return found
@@ -73,9 +73,9 @@ def test_a_saved_checkpoint_is_loaded_unchanged(tmp_path: Path) -> None:
     for name, value in saved.items():
         assert arrays[name].shape == value.shape and arrays[name].dtype == value.dtype
         np.testing.assert_array_equal(arrays[name], value)
-    fresh = variables_at(0)
-    restore_variables(fresh, arrays)
-    assert {name: variable.numpy().tolist() for name, variable in fresh.items()} == {
+    restored = variables_at(0)
+    restore_variables(restored, arrays)
+    assert {name: variable.numpy().tolist() for name, variable in restored.items()} == {
         "weight/0": [[7.0] * 3] * 2, "optimizer/0": 7, "metric/0": 7.1,
     }  # fmt: skip
 
@@ -135,22 +135,22 @@ def test_a_damaged_checkpoint_is_skipped_for_the_previous_one(
     progress, arrays = load(tmp_path)
     assert progress == progress_at(4)
     assert arrays["optimizer/0"] == 4
-    said = capsys.readouterr().out
-    assert re.fullmatch(r"checkpoint step-0000000005 is damaged and skipped: \w+: \S.*\n", said)
+    output = capsys.readouterr().out
+    assert re.fullmatch(r"checkpoint step-0000000005 is damaged and skipped: \w+: \S.*\n", output)
 
 
 def test_a_flipped_bit_in_the_state_is_detected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(tmp_path, 4, 5)
     path = tmp_path / "step-0000000005" / "state.json"
     whole = path.read_bytes()
-    passed_over = 0
+    skipped = 0
     for position in range(len(whole)):
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
         loaded = load(tmp_path)
-        passed_over += loaded[0] == progress_at(4)
+        skipped += loaded[0] == progress_at(4)
         assert loaded[0] in (progress_at(4), progress_at(5))
-    assert passed_over > len(whole) - 10  # but for white space
-    assert len(capsys.readouterr().out.splitlines()) == passed_over
+    assert skipped > len(whole) - 10  # except for white space
+    assert len(capsys.readouterr().out.splitlines()) == skipped
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""The run directory: held by one process, and no file of another run is touched."""
+"""The run directory: locked by one process; files of other runs are never changed."""
 
 import json
 import os
@@ -132,7 +132,7 @@ def test_discard_removes_only_the_files_of_the_refused_run(tmp_path: Path) -> No
     assert os.listdir(tmp_path / "run") == ["note.txt"]
     (tmp_path / "empty").mkdir()
     begin(tmp_path / "empty").discard()
-    assert os.listdir(tmp_path / "empty") == []  # made by its owner, and left to them
+    assert os.listdir(tmp_path / "empty") == []  # created by the user, so it is kept
 
 
 def test_a_disk_with_too_little_space_is_refused_and_existing_files_count(
@@ -209,7 +209,7 @@ def test_cutting_without_later_events_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_cutting_never_extends_the_file(tmp_path: Path) -> None:
-    """A crash of the machine may lose what no fsync wrote: cutting to a length beyond the end would add zeros."""
+    """After a crash of the machine, the file can be shorter than recorded. Extending it would add zeros."""
     run = begin(tmp_path / "run", StartEvent(), StepEvent(step=10))
     size = run.metrics_path.stat().st_size
     os.truncate(run.metrics_path, size - 4)

@@ -1,4 +1,4 @@
-"""Typed events, as JSON and back."""
+"""Typed events, written to and read from JSON."""
 
 import math
 from pathlib import Path

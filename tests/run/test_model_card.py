@@ -63,7 +63,7 @@ def _front_matter(card: str) -> dict[str, Any]:
 
 
 def _rows(card: str) -> list[list[str]]:
-    """The cells of every table row."""
+    """The cells of all table rows."""
     return [re.split(r" (?<!\\)\| ", line[2:-2]) for line in card.splitlines() if line.startswith("| ")]
 
 
@@ -135,7 +135,7 @@ def test_the_front_matter_has_the_fields_of_the_hub() -> None:
     assert front["pipeline_tag"] == "fill-mask"
     assert front["metrics"] == ["perplexity", "accuracy"]
     assert front["tags"] == ["tensorflow", "masked-language-modeling", "distilbert", "tf_mlm"]
-    assert not {"license", "language"} & set(front)  # nothing in a run tells them
+    assert not {"license", "language"} & set(front)  # a run does not record them
 
     data: Any = ModelCard(card).data
     assert data.model_name == "imdb-1"
@@ -165,7 +165,7 @@ def test_the_base_model_is_a_hub_model_whose_weights_were_used(tmp_path: Path, m
         assert "datasets" not in front(data__dataset=dataset)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org" / "reviews").mkdir(parents=True)
-    assert "datasets" not in front(data__dataset="org/reviews")  # a directory that reads like a Hub name
+    assert "datasets" not in front(data__dataset="org/reviews")  # a directory written like a Hub name
 
 
 def test_a_validation_split_is_named_only_if_there_is_one() -> None:

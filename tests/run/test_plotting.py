@@ -161,7 +161,7 @@ def test_labels_never_overlap(monkeypatch: pytest.MonkeyPatch, entropy: float, b
 
 def test_a_high_starting_loss_does_not_compress_the_epochs() -> None:
     events = [START | {"unigram_entropy": 5.5}, _step(10, 9.1), *THREE]
-    assert limits(*events) == (4.3, 5.5)  # 0.8 nats of epochs: 5.5 leaves them two thirds, 10.92 an eighth
+    assert limits(*events) == (4.3, 5.5)  # with 5.5, the epochs have two thirds of the height; with 10.92, an eighth
 
 
 def test_references_that_fit_are_inside() -> None:

@@ -1,4 +1,4 @@
-"""Event files that TensorBoard reads: one value a step and curve."""
+"""Event files for TensorBoard: one value per step and curve."""
 
 import os
 from collections.abc import Callable
@@ -77,7 +77,7 @@ EXPECTED = {
 
 
 def test_each_curve_has_one_value_per_step(write: Write) -> None:
-    """The training loss of an epoch is not taken for its validation loss, nor for that of its last step."""
+    """The training loss of an epoch has a different tag from its validation loss and from that of its last step."""
     assert write([], [START, *STEPS, EPOCH, END]) == EXPECTED
 
 

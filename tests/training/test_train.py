@@ -392,10 +392,8 @@ def test_mfu_is_reported_on_request(tmp_path: Path, capsys: pytest.CaptureFixtur
     for event in events:
         assert event["mfu"] >= event["tokens_per_second"] / peak - 1e-4  # counts positions, including padding
     assert "% MFU)" in capsys.readouterr().err
-    assert (
-        "| Share of the speed of the matrix products alone, padding counted (MFU) |"
-        in (tmp_path / "RUN" / "README.md").read_text()
-    )
+    card = (tmp_path / "RUN" / "README.md").read_text()
+    assert "| Speed relative to the matrix products alone, with padding (MFU) |" in card
 
 
 def test_early_stopping_ends_the_run_after_patience_epochs_and_keeps_the_best_model(tmp_path: Path) -> None:
@@ -424,9 +422,9 @@ def test_early_stopping_is_reported_with_its_reason(
     monkeypatch.setattr(WarmUp, "__call__", lambda self, step: 0.0 * step)  # all epochs are equal
     flags = ("--training.early_stopping_patience", "1", "--epochs", "9", "--optimizer.weight_decay_rate", "0")
     assert train(tmp_path, *flags, "--output-dir", "RUN") == 0
-    said = capsys.readouterr().out
-    assert "stopped    after epoch 2 of 9: val_loss has not improved for 1 epochs" not in said
-    assert "stopped    after epoch 2 of 9: val_loss has not improved for 1 epoch (training.early_stopping" in said
+    output = capsys.readouterr().out
+    assert "stopped    after epoch 2 of 9: val_loss has not improved for 1 epochs" not in output
+    assert "stopped    after epoch 2 of 9: val_loss has not improved for 1 epoch (training.early_stopping" in output
     assert read_metrics(tmp_path / "RUN")[-1]["stopped_early"] is True
 
 
@@ -465,9 +463,9 @@ def test_a_run_with_infinite_perplexity_finishes_and_keeps_the_starting_model(
     start, *events, end = read_metrics(tmp_path / "RUN")
     assert max(event["val_loss"] for event in events if event["event"] == "epoch") > 88.8
     assert end["best_epoch"] == 0 and end["best_val_loss"] == start["val_loss"]
-    said = capsys.readouterr().out
-    assert "warning    no epoch was better than the model before training" in said
-    assert "best epoch 0 of 3" in said
+    output = capsys.readouterr().out
+    assert "warning    no epoch was better than the model before training" in output
+    assert "best epoch 0 of 3" in output
     assert "before training" in (tmp_path / "RUN" / "README.md").read_text()
     with inside(tmp_path):
         assert main(["evaluate", "RUN", "--json"]) == 0
@@ -539,22 +537,21 @@ def test_after_max_bad_steps_the_run_rolls_back_once_and_skips_the_bad_batches(
     with pytest.MonkeyPatch.context() as patch:
         spoil_batches(patch, 6, 7, 9)
         assert train(tmp_path / "whole", *command) == 0
-        said = capsys.readouterr().out
+        output = capsys.readouterr().out
         with pytest.MonkeyPatch.context() as inner:  # the ninth batch is bad as well, at step 7
             send_signal(inner, "on_train_batch_end", at_step=7)
             assert train(tmp_path / "halved", *command) == 143
         assert train(tmp_path / "halved", *command, "--resume") == 0
     run = tmp_path / "whole" / "RUN"
     assert_same_run(tmp_path / "halved" / "RUN", run)
-    assert (
-        "rolled back to step 5: the loss or its gradient at step 8 (epoch 1) is not finite, 2 consecutive steps" in said
-    )
+    expected = "rolled back to step 5: the loss or its gradient at step 8 (epoch 1) is not finite (2 consecutive steps)"
+    assert expected in output
     events = read_metrics(run)
     assert [event["step"] for event in events if event["event"] == "step"] == [4, 8, 12, 16, 20]
     assert events[-1]["skipped_steps"] == 3 and events[-1]["rolled_back"] == [8, 5]
     assert "| from step 8 to step 5 |" in (run / "README.md").read_text()
     # The message names the sequences of the seventh and the eighth batch.
-    rows = said.partition("on the training sequences ")[2].partition(" (the first begins with ")[0].split(", ")
+    rows = output.partition("on the training sequences ")[2].partition(" (the first begins with ")[0].split(", ")
     assert len(rows) == len(set(rows)) == 32
     assert pipeline.steps_per_epoch(155, 16) == STEPS_PER_EPOCH
 
@@ -571,7 +568,7 @@ def test_a_second_failure_ends_the_run_with_exit_code_3_and_names_step_and_seque
         last = capsys.readouterr().err.splitlines()[-1]
         # Batch 15 was used at step 13: three batches were skipped.
         assert last.startswith(
-            "error: the loss or its gradient at step 13 (epoch 2) is not finite, 2 consecutive steps, on the training "
+            "error: the loss or its gradient at step 13 (epoch 2) is not finite (2 consecutive steps), on the training "
             "sequences "
         )
         assert "the run had already rolled back from step 8 to 5" in last
@@ -628,7 +625,7 @@ def test_a_model_with_a_non_finite_loss_before_training_is_refused(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipe, "build_job", build_spoilt)
         assert train(tmp_path, "--output-dir", "RUN") == 2
-    assert "its loss before training is not finite" in capsys.readouterr().err.splitlines()[-1]
+    assert "the loss before training is not finite" in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "RUN").exists()
 
 
@@ -682,9 +679,9 @@ def test_a_disk_without_enough_space_is_refused_before_training(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(directory, "free_bytes", lambda path: 2**20)
         assert train(tmp_path, "--output-dir", "RUN") == 2
-    said = capsys.readouterr()
-    assert said.err.splitlines()[-1].startswith("error: --output-dir RUN: the run needs ")
-    assert re.search(r"^disk +\d\.\d MiB at the peak, for 3 checkpoints and the model; ", said.out, re.M)
+    output = capsys.readouterr()
+    assert output.err.splitlines()[-1].startswith("error: --output-dir RUN: the run needs ")
+    assert re.search(r"^disk +\d\.\d MiB at the peak, for 3 checkpoints and the model; ", output.out, re.M)
     assert not (tmp_path / "RUN").exists()
 
 

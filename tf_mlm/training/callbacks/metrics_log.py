@@ -82,8 +82,8 @@ class MetricsLog(keras.callbacks.Callback):
         self.bad_steps = self.bad_steps + 1 if is_bad else 0
         if self.bad_steps >= self._max_bad_steps:
             raise NonFiniteLoss(
-                f"the loss or its gradient at step {self.step} (epoch {self._epoch}) is not finite, "
-                f"{self.bad_steps} consecutive steps",
+                f"the loss or its gradient at step {self.step} (epoch {self._epoch}) is not finite "
+                f"({self.bad_steps} consecutive steps)",
                 self.bad_steps,
             )
         if self.step % self._log_every == 0:
