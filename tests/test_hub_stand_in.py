@@ -105,14 +105,14 @@ def test_sharded_weights_load_from_the_hub_and_other_files_are_refused(tmp_path:
         safetensors.numpy.save_file(part, sharded / file, metadata={"format": "pt"})
     index = sharded / "model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    astray = shutil.copytree(sharded, tmp_path / "astray")
+    outside_index = shutil.copytree(sharded, tmp_path / "outside_index")
     outside = dict.fromkeys(weight_map, "../../elsewhere.safetensors")
-    (astray / index.name).write_text(json.dumps({"metadata": {}, "weight_map": outside}))
+    (outside_index / index.name).write_text(json.dumps({"metadata": {}, "weight_map": outside}))
     pickled = shutil.copytree(small_model, tmp_path / "pickled")
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
 
-    names = ["someone/whole", "someone/sharded", "someone/astray", "someone/pickled"]
-    folders = (small_model, sharded, astray, pickled)
+    names = ["someone/whole", "someone/sharded", "someone/outside_index", "someone/pickled"]
+    folders = (small_model, sharded, outside_index, pickled)
     with serve(dict(zip(names, folders, strict=True))) as hub:
         result = subprocess.run(
             [sys.executable, "-c", LOAD, *names], env=environment(hub.url, tmp_path, PYTHONPATH=str(ROOT)),

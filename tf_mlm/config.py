@@ -65,7 +65,7 @@ class DataConfig:
     csv_header: bool = _setting(True, "the first line of csv and tsv files names the columns")
     train_split: str = _setting("train", "split to train on; join several splits with +")
     validation_split: str = _setting(
-        "test", "split to validate on; '' holds out a share of the training documents (evaluate: scores all documents)"
+        "test", "split to validate on; '' holds out a share of the training documents (evaluate: selects all documents)"
     )
     validation_fraction: float = _setting(
         0.05, "share of the documents held out if the data has no splits or validation_split is ''", gt=0, lt=1

@@ -383,11 +383,11 @@ def test_a_model_that_cannot_be_used_is_refused(capsys: Capture, model: Path) ->
     assert "no/model" in refusal(capsys, main, "fill-mask", "no/model", "A [MASK].")
     assert "RUN_OR_MODEL is empty" in refusal(capsys, main, "fill-mask", "", "A [MASK].")
     assert "no connection" in refusal(capsys, main, "fill-mask", "someone/model", "A [MASK].")
-    Path("begun").mkdir()
-    Path("begun/config.toml").write_text("")
-    assert "no model yet" in refusal(capsys, main, "fill-mask", "begun", "A [MASK].")
-    assert "no model yet" in refusal(capsys, main, "evaluate", "begun")
-    assert "no model yet" in refusal(capsys, main, "export", "begun", "--output", "exported")
+    Path("started").mkdir()
+    Path("started/config.toml").write_text("")
+    assert "no model yet" in refusal(capsys, main, "fill-mask", "started", "A [MASK].")
+    assert "no model yet" in refusal(capsys, main, "evaluate", "started")
+    assert "no model yet" in refusal(capsys, main, "export", "started", "--output", "exported")
 
 
 @pytest.mark.parametrize("kind", ["model", "saved_model"])

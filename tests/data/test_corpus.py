@@ -277,7 +277,7 @@ def test_several_text_columns_are_refused_until_one_is_chosen(tmp_path: Path) ->
     file = tmp_path / "a.parquet"
     pq.write_table(pa.table({"title": ["t", "u"], "review": ["r", "s"], "stars": [1, 2]}), file)
     assert refusal(file) == (
-        "data.text_column: PATH: several columns hold text: 'title', 'review'; choose one with --data.text_column"
+        "data.text_column: PATH: several columns contain text: 'title', 'review'; choose one with --data.text_column"
     )
     found = load(file, text_column="review")
     assert sorted(texts(found.train) + texts(found.validation)) == ["r", "s"]

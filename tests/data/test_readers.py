@@ -90,10 +90,10 @@ def test_several_or_no_string_columns_are_refused_with_their_names(tmp_path: Pat
         return put(tmp_path / f"a.{kind}", content[kind])
 
     assert refusal(file({"title": ["x", "y"], "n": [1, 2], "body": ["u", "v"]})) == (
-        f"data.text_column: a.{kind}: several columns hold text: 'title', 'body'; choose one with --data.text_column"
+        f"data.text_column: a.{kind}: several columns contain text: 'title', 'body'; choose one with --data.text_column"
     )
     assert read(file({"title": ["x", "y"], "text": ["u", "v"]})) == ["u", "v"]
-    assert "no column holds text; its columns: 'n' (" in refusal(file({"n": [1, 2], "m": [1.5, 2.5]}))
+    assert "no column contains text; its columns: 'n' (" in refusal(file({"n": [1, 2], "m": [1.5, 2.5]}))
     assert "column 'text' is of type " in refusal(file({"text": [1, 2], "body": ["u", "v"]}))
 
 

@@ -82,11 +82,11 @@ def exit_code(*arguments: str) -> tuple[int, str]:
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = train_main(list(arguments))
-    said, complaint = ("" if stream.seek(0) else stream.read() for stream in (out, err))
-    assert (code, complaint) == (0, "") or code == 2 and said == ""
+    output, errors = ("" if stream.seek(0) else stream.read() for stream in (out, err))
+    assert (code, errors) == (0, "") or code == 2 and output == ""
     if code:
-        assert complaint.startswith("error: ") and complaint.index("\n") == len(complaint) - 1, complaint
-    return code, said
+        assert errors.startswith("error: ") and errors.index("\n") == len(errors) - 1, errors
+    return code, output
 
 
 def some_bytes(*pieces: bytes) -> st.SearchStrategy[bytes]:
@@ -382,11 +382,11 @@ def test_any_damaged_checkpoint_is_skipped_or_refused(cases: int, tmp_path: Path
         name, content = case
         for file in whole:
             (newest / file).write_bytes(content if file == name else whole[file])
-        with contextlib.redirect_stdout(io.StringIO()) as said:
+        with contextlib.redirect_stdout(io.StringIO()) as output:
             checkpoint = load_checkpoint(tmp_path, "mine")
             assert checkpoint is not None
             progress, arrays = checkpoint
-        assert progress.step == arrays["optimizer/0"] == (4 if said.getvalue() else 5)
+        assert progress.step == arrays["optimizer/0"] == (4 if output.getvalue() else 5)
 
     states = some_bytes(b'{"state": ', b'"', b"{", b"[" * 3000, b"null", b"5", b"}", b'"checksum": ', b",")
     check_all(

@@ -230,13 +230,13 @@ def test_a_deleted_output_directory_ends_the_run_with_exit_code_4(tmp_path: Path
 
 
 def test_a_read_only_output_directory_is_refused(disk: Disk, tensorflow: None, capsys: Capture, tmp_path: Path) -> None:
-    begun = disk.path / "begun"
-    begun.mkdir()
-    (begun / "config.toml").write_text(TINY)
+    started = disk.path / "started"
+    started.mkdir()
+    (started / "config.toml").write_text(TINY)
     disk.remount("ro")
     capsys.readouterr()
-    for flags in (("--output-dir", str(disk.path / "new")), ("--output-dir", str(begun), "--resume")):
+    for flags in (("--output-dir", str(disk.path / "new")), ("--output-dir", str(started), "--resume")):
         assert train(tmp_path, *flags) == 2
         line, end = capsys.readouterr().err.split("\n")
         assert "cannot be written: Read-only file system" in line and end == ""
-    assert [path.name for path in disk.path.iterdir()] == ["begun"]
+    assert [path.name for path in disk.path.iterdir()] == ["started"]

@@ -106,7 +106,7 @@ def test_an_h5_file_cannot_include_other_files(model: Path, kind: str) -> None:
             group["inside"] = h5py.ExternalLink("../other.h5", "/weights")
         else:
             group.create_dataset("inside", (16,), np.float32, external=[(str(secret), 0, 64)])
-    assert "tf_model.h5: 'distilbert/inside' lies in another file" in refusal(model)
+    assert "tf_model.h5: 'distilbert/inside' is stored in another file" in refusal(model)
 
 
 @pytest.mark.parametrize("setting", ["vocab_file", "tokenizer_file"])

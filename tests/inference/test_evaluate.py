@@ -43,8 +43,8 @@ def compute(model_folder: Path, data: DataConfig, seed: int) -> dict[str, Any]:
     collator = build_collator(sequences, tokenizer, MaskingConfig(), seed, validation=True)
     batch = collator([{"epoch": 0, "index": index} for index in range(len(sequences.input_ids))])
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.numpy()
-    labelled = batch["labels"] != -100
-    rows, targets = logits[labelled].astype(np.float64), batch["labels"][labelled]
+    labeled = batch["labels"] != -100
+    rows, targets = logits[labeled].astype(np.float64), batch["labels"][labeled]
     own = rows[np.arange(len(rows)), targets]
     loss = (np.log(np.exp(rows).sum(-1)) - own).mean()
     return {

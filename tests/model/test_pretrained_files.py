@@ -156,7 +156,7 @@ def test_an_hdf5_file_that_includes_another_file_is_refused(model: PretrainedMod
     if beside:
         (folder / "model.safetensors").write_bytes(b"")
     entry = "/" if kind == "circle" else "a/b/kernel"
-    assert f"tf_model.h5: {entry!r} lies in another file" in refusal(find_weights, model)
+    assert f"tf_model.h5: {entry!r} is stored in another file" in refusal(find_weights, model)
 
 
 @pytest.mark.parametrize("setting", ["vocab_file", "tokenizer_file"])

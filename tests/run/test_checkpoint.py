@@ -241,12 +241,12 @@ def test_after_a_rollback_the_next_batch_skips_the_bad_batches(tmp_path: Path) -
 def test_a_failed_save_leaves_only_the_previous_checkpoint(tmp_path: Path) -> None:
     save(tmp_path, 4)
 
-    class Gone(Variable):
+    class Unreadable(Variable):
         def numpy(self) -> Any:
-            raise OSError("device gone")
+            raise OSError("device removed")
 
-    with pytest.raises(OSError, match="device gone"):
-        save_checkpoint(tmp_path, progress_at(5), {"weight/0": Gone(0)}, keep=1)
+    with pytest.raises(OSError, match="device removed"):
+        save_checkpoint(tmp_path, progress_at(5), {"weight/0": Unreadable(0)}, keep=1)
     assert names(tmp_path) == ["step-0000000004"]
 
 

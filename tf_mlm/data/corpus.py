@@ -23,7 +23,7 @@ _NO_DOCUMENTS = datasets.Dataset.from_dict({"text": []}, _FEATURES)  # also for 
 _BLANK = xxhash.xxh3_64_intdigest(b"")  # hash of all documents without text
 _SAMPLE_DOCUMENTS = 4200
 _READER_VERSION = "2"  # change it when `read_documents` yields other documents for the same files
-_ROWS_INSPECTED = 100  # rows that reveal the columns of a stream without a schema
+_ROWS_INSPECTED = 100  # rows that determine the columns of a stream without a schema
 _HOLD_OUT_STREAM = 3  # separates these random numbers from others drawn with the same seed
 _CHARACTERS_PER_TOKEN = 4  # English prose in WordPiece; streaming reads twice the characters that the caps need
 
@@ -37,7 +37,7 @@ class Corpus:
         held_out: whether the validation documents are a random share of the training documents instead of a split.
         train_fingerprint: hash of the training documents' content, in order; likewise `validation_fingerprint`.
         train_hashes: uint64 [num_documents], one hash per training document.
-        text_column: the column that holds the text; "" if the data has no columns.
+        text_column: the column with the text; "" if the data has no columns.
         columns: all columns of the data.
     """
 

@@ -22,7 +22,7 @@ from tf_mlm.data.local_files import kind_of, refusal, require_known_kinds
 ByteStream = BinaryIO | gzip.GzipFile
 ChooseColumn = Callable[[dict[str, str]], str]  # maps column -> type to the text column
 _LONGEST_NAME, _MOST_WORDS_IN_NAME = 64, 8  # of a column in the header of a csv file
-ROWS_LOOKED_AT = 100  # rows that decide which columns of a csv or json file hold text
+ROWS_LOOKED_AT = 100  # rows that determine which columns of a csv or json file contain text
 TYPE_NAMES = {str: "string", bool: "boolean", int: "number", float: "number", list: "array", dict: "object"}
 
 
@@ -56,7 +56,7 @@ def read_documents(
 
     Args:
         paths: files as `find_split_files` gives them.
-        text_column: the column of a csv, tsv, json or parquet file that holds the text; "" selects `text` or the only
+        text_column: the text column of a csv, tsv, json or parquet file; "" selects `text` or the only
             string column of the first file. All other files must have the same column.
         document: unit of a txt file that is one document; a blank line ends a paragraph.
         csv_header: whether the first line of a csv or tsv file names the columns; otherwise they are column_1, ...
@@ -361,9 +361,9 @@ def _choose_column(path: Path, wanted: str, first: str, types: dict[str, str]) -
     if not name and len(strings) == 1:
         return strings[0]
     if not name and strings:
-        reason = f"several columns hold text: {', '.join(map(repr, strings))}; choose one with --data.text_column"
+        reason = f"several columns contain text: {', '.join(map(repr, strings))}; choose one with --data.text_column"
     elif not name:
-        reason = f"no column holds text; its columns: {columns}"
+        reason = f"no column contains text; its columns: {columns}"
     elif name not in types:
         near = difflib.get_close_matches(name, types, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""

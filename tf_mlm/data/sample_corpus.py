@@ -256,7 +256,7 @@ def _write_document(rng: random.Random) -> str:
     praises = rng.random() < 0.5
     tense = rng.choice(["present", "past"])
     facts = _draw_facts(rng, PRAISE if praises else BLAME, tense)
-    judgements = _draw_judgements(rng, praises, tense)
+    judgments = _draw_judgments(rng, praises, tense)
 
     plot = [rng.choice(INTRODUCTIONS), *rng.sample(COMPLICATIONS, rng.choice([0, 0, 0, 1]))]
     opinions = rng.sample(PERFORMANCES + OPINIONS, 1)
@@ -266,11 +266,11 @@ def _write_document(rng: random.Random) -> str:
         templates = [rng.choice(HEADLINES), rng.choice(OPENINGS), *body, *reaction]
     else:
         templates = [rng.choice(OPENINGS), *body, *reaction, rng.choice(VERDICTS)]
-    return " ".join(_fill(template, facts, judgements) for template in templates)
+    return " ".join(_fill(template, facts, judgments) for template in templates)
 
 
 def _draw_facts(rng: random.Random, verdict: dict[str, list[str]], tense: str) -> dict[str, str]:
-    """What stays the same throughout a document, by name of the slot."""
+    """The words that stay the same in a document, by name of the slot."""
     genre = rng.choice(list(GENRES))
     genre_words = GENRES[genre]
     lead_gender, friend_gender, director_gender = (rng.choice(["male", "female"]) for _ in range(3))
@@ -306,8 +306,8 @@ def _draw_facts(rng: random.Random, verdict: dict[str, list[str]], tense: str) -
     }
 
 
-def _draw_judgements(rng: random.Random, praises: bool, tense: str) -> dict[str, Iterator[str]]:
-    """Iterators of new words for each slot; a document judges no aspect twice."""
+def _draw_judgments(rng: random.Random, praises: bool, tense: str) -> dict[str, Iterator[str]]:
+    """Iterators of new words for each slot. A document judges each aspect at most once."""
     agreeing, contrary = (PRAISE, BLAME) if praises else (BLAME, PRAISE)
     adjectives = _shuffle_forever(rng, agreeing["adjectives"])
     contrary_adjectives = _shuffle_forever(rng, contrary["adjectives"])
@@ -319,7 +319,7 @@ def _draw_judgements(rng: random.Random, praises: bool, tense: str) -> dict[str,
         for noun, number, praise, blame in aspects:  # shared, so that no two clauses judge the same aspect
             own_adjectives = praise if says_praise else blame
             adjective = rng.choice(own_adjectives) if rng.random() < 0.3 else next(general_adjectives)
-            # A pair shows within a few words which adjectives belong together.
+            # A pair of adjectives shows that both express the same verdict.
             pair = f" and {next(general_adjectives)}" if rng.random() < 0.5 else ""
             yield f"the {noun} {verbs[number]} {adjective}{pair}"
 
@@ -336,13 +336,13 @@ def _shuffle_forever(rng: random.Random, words: list[str]) -> Iterator[str]:
         yield from rng.sample(words, len(words))
 
 
-def _fill(template: str, facts: dict[str, str], judgements: dict[str, Iterator[str]]) -> str:
+def _fill(template: str, facts: dict[str, str], judgments: dict[str, Iterator[str]]) -> str:
     def word(match: re.Match[str]) -> str:
         slot = match[1]
         if "/" in slot:
             present, past = slot.split("/")
             return present if facts["tense"] == "present" else past
-        return facts[slot] if slot in facts else next(judgements[slot])
+        return facts[slot] if slot in facts else next(judgments[slot])
 
     sentence = re.sub(r"\{([^}]+)\}", word, template)
     sentence = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", sentence)

@@ -36,7 +36,7 @@ class GraphTokenizer(tf.Module):
         alphabet = set().union(*vocab)
         added = {token["content"]: token["id"] for token in settings["added_tokens"]}
         private = (chr(code) for code in _PRIVATE_USE if chr(code) not in alphabet)
-        # Sentinels in the text itself are replaced by `unknown`: the tokenizer would drop them or not know them either.
+        # Sentinels in the text are replaced by `unknown`, because the tokenizer drops them or does not know them.
         self._unknown = next(private)
         self._sentinels = {token: next(private) for token in added}
         entries = _replacements(backend, alphabet, self._unknown)

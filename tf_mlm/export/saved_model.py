@@ -14,7 +14,7 @@ ANSWERED, NO_MASK, TOO_LONG, INVALID_UTF8 = range(4)
 """The values of `status`."""
 
 _TOKENS_AT_ONCE = 2048
-"""Tokens in one pass through the encoder; a longer text has a separate pass."""
+"""Maximum number of tokens in one pass through the encoder; a longer text has a separate pass."""
 
 _IDS = tf.TensorSpec([None, None], tf.int32, "input_ids")
 _ATTENTION_MASK = tf.TensorSpec([None, None], tf.int32, "attention_mask")
@@ -75,7 +75,7 @@ def _build_fill_mask(model: Any, tokenizer: Any, graph_tokenizer: GraphTokenizer
         tokens: string, as in the vocabulary, padded with "".
         token_ids: int32, padded with -1.
         probabilities: float32, over the whole vocabulary, each mask for itself, padded with 0.
-        num_masks: int32 [batch], masks that were answered.
+        num_masks: int32 [batch], number of filled masks.
         status: int32 [batch], 0 answered, 1 no mask, 2 more tokens than positions, 3 not valid UTF-8.
         filled: string [batch], the text with each mask replaced by its best candidate. A candidate that continues a
             word (`##ing`) also replaces the white space before the mask. Empty if the text is not valid UTF-8.

@@ -27,7 +27,7 @@ def load_model(
 
     Returns:
         The model, and the names of its newly initialized weights, which are missing from the checkpoint. The list is
-        empty where all weights are newly initialized because the settings ask for it.
+        empty if the settings request newly initialized weights for the whole model.
 
     Raises:
         Refused: the model cannot be loaded, its architecture is not supported, encoder weights are missing, the
@@ -61,7 +61,7 @@ def load_trained(
 
     Args:
         name: a model directory or a Hub name.
-        sequence_length: number of tokens that the model must take at least.
+        sequence_length: minimum number of tokens that the model must accept.
         policy: name of the Keras precision policy of its layers; the global policy does not change.
 
     Raises:
@@ -127,8 +127,8 @@ def _load_config(pretrained: PretrainedModel) -> PretrainedConfig:
     if folder and not (folder / "config.json").is_file():
         wanted = "a directory written by save_pretrained" if pretrained.setting else "a run or model directory"
         raise pretrained.refusal(f"has no config.json; pass {wanted}")
-    # Checked before transformers' AutoConfig, which guesses a missing model_type from the path and lists all that it
-    # knows where it cannot.
+    # Checked before transformers' AutoConfig, which guesses a missing model_type from the path, or fails with a list of
+    # all types.
     try:
         name = str(folder or pretrained.source.name)
         settings, _ = PretrainedConfig.get_config_dict(name, revision=pretrained.revision or "main")
@@ -141,7 +141,7 @@ def _load_config(pretrained: PretrainedModel) -> PretrainedConfig:
         raise pretrained.refusal(
             f"the architecture {textwrap.shorten(repr(model_type), 60)} is not supported; pass one of {supported}"
         )
-    # Explicit, because transformers asks on the terminal about a config that names its own code.
+    # Explicit, because transformers asks on the terminal if a config names custom code.
     return pretrained.load(transformers.AutoConfig, trust_remote_code=False)
 
 

@@ -1,8 +1,9 @@
 """Hugging Face's masked language models, trained and evaluated with the head on masked positions alone.
 
 Only the positions that carry a label, 15 % of them, go through the vocabulary projection: a fixed number of slots per
-sequence, so that every shape is static. They alone are queries of the last layer, too: the outputs at other positions
-are never used. Weights, their names, `from_pretrained` and a call without labels are those of transformers' class.
+sequence, so that every shape is static. The queries of the last layer are also restricted to these positions, because
+its outputs at other positions are never used. Weights, their names, `from_pretrained` and a call without labels are
+those of transformers' class.
 """
 
 import functools
@@ -86,8 +87,8 @@ class MaskedPositionsHead(Architecture, keras.Model):
 
         Losses and logits are float32 in any precision policy. A slot without a label has label 0, loss 0 and weight 0.
         """
-        labelled = tf.cast(labels != IGNORE_INDEX, tf.int32)
-        positions = tf.math.top_k(labelled, self._max_masked, sorted=True).indices
+        labeled = tf.cast(labels != IGNORE_INDEX, tf.int32)
+        positions = tf.math.top_k(labeled, self._max_masked, sorted=True).indices
         slot_labels = tf.gather(labels, positions, batch_dims=1)
         weights = tf.cast(slot_labels != IGNORE_INDEX, tf.float32)
         slot_labels = tf.maximum(slot_labels, 0)

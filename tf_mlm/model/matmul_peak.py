@@ -1,4 +1,4 @@
-"""The matrix products of one training step, and the time that they alone take on this machine."""
+"""The matrix products of one training step, and the time that they take alone on this machine."""
 
 import time
 from collections.abc import Callable

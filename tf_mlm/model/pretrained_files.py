@@ -22,7 +22,7 @@ _PICKLE = "pytorch_model.bin"
 
 @dataclass(frozen=True)
 class PretrainedModel:
-    """A pretrained model in a directory or on the Hub; its name is resolved once, here.
+    """A pretrained model in a directory or on the Hub. Its name is resolved once, on construction.
 
     Attributes:
         source: its name, and its path if it is local.
@@ -63,12 +63,12 @@ class PretrainedModel:
         return Refused(f"{hub.label(self.setting, self.source.name)}: {problem}")
 
     def refusal_without_weights(self, problem: str, solution: str) -> Refused:
-        """As `refusal`, for weights that are missing: a training can do without them, a command cannot."""
+        """As `refusal`, for missing weights. Training can initialize them; other commands require them."""
         initialize = ", or set model.from_config = true for newly initialized weights" if self.setting else ""
         return self.refusal(f"{problem}; {solution}{initialize}")
 
     def loading_error(self, error: Exception) -> Refused:
-        """The error to raise where a Hugging Face library could not load this model."""
+        """The error to raise if a Hugging Face library cannot load this model."""
         if self.source.path is None:
             return hub.refusal(self.setting, self.source.name, error)
         reason = textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" …")
@@ -79,7 +79,7 @@ class PretrainedModel:
 
         Args:
             loader: a class of transformers.
-            folder: local copy of the model's files, where they were downloaded before.
+            folder: local copy of the model's files, if they are already downloaded.
             options: further arguments of `from_pretrained`.
 
         Raises:
@@ -149,10 +149,9 @@ def check_tokenizer_files(model: PretrainedModel) -> None:
 
 
 def find_weights(model: PretrainedModel) -> Path:
-    """The directory that holds the weights, downloaded if the model is on the Hub.
+    """The directory with the weights, downloaded if the model is on the Hub.
 
-    Left to transformers, safetensors in several files would not be found on the Hub, and files would be read before
-    they are checked.
+    transformers would not find safetensors in several files on the Hub, and would read files before they are checked.
 
     Raises:
         Refused: there are no weights or only a pickle, or they refer to files outside the directory.
@@ -173,7 +172,7 @@ def find_weights(model: PretrainedModel) -> Path:
 
 
 def _files_in_index(model: PretrainedModel, path: Path) -> list[str]:
-    """The files that an index of weights names, which must lie beside it."""
+    """The files that an index of weights names. They must be in the directory of the index."""
     try:
         names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
         outside = next((name for name in names if Path(name).name != name or name == ".."), None)
@@ -194,11 +193,11 @@ def _check_hdf5(model: PretrainedModel, path: Path) -> None:
     except RecursionError:  # circular links
         outside = "/"
     if outside:
-        raise model.refusal(f"{path.name}: {outside!r} lies in another file; save the weights in one file")
+        raise model.refusal(f"{path.name}: {outside!r} is stored in another file; save the weights in one file")
 
 
 def _entries_outside(group: h5py.Group) -> Iterator[str]:
-    """The names of the entries that lie in another file."""
+    """The names of the entries that are stored in another file."""
     for name in group:
         link = group.get(name, getlink=True)
         path = f"{group.name}/{name}".lstrip("/")

@@ -13,7 +13,7 @@ class MaskedLanguageModel(Protocol):
     Tensors, variables and Keras objects are `Any`, because TensorFlow ships no types.
 
     Attributes:
-        base_model_prefix: name of the attribute that holds the encoder.
+        base_model_prefix: name of the attribute with the encoder.
         stop_training: a callback sets it to end `fit`.
         weights: all variables; tied weights occur once.
         metrics: Keras metrics in the order of `metrics.METRICS`, without those computed from the loss.

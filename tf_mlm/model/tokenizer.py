@@ -75,7 +75,7 @@ def build_tokenizer(documents: Iterable[str], vocab_size: int) -> "PreTrainedTok
     counts: Counter[str] = Counter()
     inside_words: set[str] = set()
     for document in documents:
-        text = normalizer.normalize_str(document or "")  # a Hub dataset may hold nulls
+        text = normalizer.normalize_str(document or "")  # a Hub dataset may contain nulls
         counts.update(text)
         inside_words.update(re.findall(r"(?<=\S)\S", text))
     characters = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))[:_MAX_CHARACTERS]

@@ -1,6 +1,6 @@
 """Checkpoints: the state from which a run is resumed exactly.
 
-Data order, masks and dropout are functions of the seed and the step, so a checkpoint holds only the step, the weights,
+Data order, masks and dropout are functions of the seed and the step, so a checkpoint has only the step, the weights,
 the optimizer, the metric sums of the epoch and the counts of skipped steps. All its numbers are finite.
 """
 
@@ -65,7 +65,7 @@ def save_checkpoint(
             which takes no time and no space until a better model replaces them.
 
     Raises:
-        NonFiniteLoss: a variable holds a number that is not finite; nothing was written.
+        NonFiniteLoss: a variable has a value that is not finite; nothing was written.
     """
     arrays = {name: np.asarray(variable.numpy(), order="C") for name, variable in variables.items()}
     for name, array in arrays.items():

@@ -63,7 +63,7 @@ def _describe_end(job: Job, best: StartEvent | EpochEvent, last: EpochEvent, end
     if best.epoch == 0:
         lines.append(
             f"warning    no epoch was better than the model before training ({result}; after the last epoch val_loss "
-            f"{LOSS.show(last.val_loss)}): model/ and saved_model/ hold the starting model; lower "
+            f"{LOSS.show(last.val_loss)}): model/ and saved_model/ contain the starting model; lower "
             "optimizer.learning_rate, or train on more text"
         )
     sentence = next(iter(config.example_sentences), "This is a great [MASK].")

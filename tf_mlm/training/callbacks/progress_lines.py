@@ -12,7 +12,7 @@ from tf_mlm.run.events import EpochEvent, Event, StepEvent
 
 
 class ProgressLines(keras.callbacks.Callback):
-    """A progress bar where stderr is a terminal or a notebook, otherwise one plain line for each event."""
+    """A progress bar if stderr is a terminal or in a notebook, otherwise one plain line per event."""
 
     def __init__(self, num_train_steps: int, epochs: int, first_step: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Restores the metric sums of an epoch that is resumed in its middle."""
+"""Restores the metric sums of an epoch that is resumed in the middle."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from tf_mlm.run.checkpoint import Progress, model_variables, restore_variables
 
 
 class ResumedEpoch(keras.callbacks.Callback):
-    """Restores the metric sums that `model` holds now after Keras has cleared them at the beginning of the epoch."""
+    """Keeps the current metric sums of `model` and restores them after Keras clears them at the start of the epoch."""
 
     def __init__(self, progress: Progress, steps_per_epoch: int, model: Any):
         super().__init__()
