@@ -204,7 +204,7 @@ def test_the_documented_recipes_exist() -> None:
         (
             "[model]\nrevision = 3",
             "my.toml: model.revision = 3: should be a valid string "
-            "(branch, tag or commit on the Hub; '' is its default branch)",
+            "(branch, tag or commit on the Hub; '' is the default branch)",
         ),
         (
             "[data]\ntrain_split = 2020-01-01",

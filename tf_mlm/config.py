@@ -40,7 +40,7 @@ class ModelConfig:
         "distilbert-base-uncased",
         "Hub name or directory of the starting weights; '' builds a new DistilBERT and trains its vocabulary",
     )
-    revision: str = _setting("", "branch, tag or commit on the Hub; '' is its default branch")
+    revision: str = _setting("", "branch, tag or commit on the Hub; '' is the default branch")
     from_config: bool = _setting(False, "start from random weights with the config of `name`")
     vocab_size: int = _setting(8000, "new models only: size of the WordPiece vocabulary", ge=100)
     n_layers: int = _setting(6, "new models only: number of transformer layers", ge=1)
@@ -58,7 +58,7 @@ class ModelConfig:
 @dataclass(frozen=True, config=_FORBID)
 class DataConfig:
     dataset: str = _setting("stanfordnlp/imdb", "Hub name, directory, glob or file; 'sample' is the built-in corpus")
-    revision: str = _setting("", "branch, tag or commit on the Hub; '' is its default branch")
+    revision: str = _setting("", "branch, tag or commit on the Hub; '' is the default branch")
     config_name: str = _setting("", "configuration of the dataset; '' is the default configuration")
     document: Literal["line", "paragraph", "file"] = _setting("line", "unit of a .txt file that forms one document")
     text_column: str = _setting("", "column that contains the text; '' selects it automatically")

@@ -178,13 +178,13 @@ def test_the_card_contains_no_local_path() -> None:
     config = _config(model__name="/home/someone/models/minilm", data__dataset="/home/someone/private/reviews/")
     card = build_model_card(_report(config=config))
     assert "someone" not in card
-    assert "The local model minilm" in card
+    assert "the local model minilm" in card
     assert "the local text reviews" in card
     assert _front_matter(card)["model-index"][0]["results"][0]["dataset"]["name"] == "reviews"
 
 
 def test_the_card_names_the_origin_of_the_weights() -> None:
-    assert "A new DistilBERT with a new vocabulary," in build_model_card(_report(config=_config(model__name="")))
+    assert "This model is a new DistilBERT with a new vocabulary," in build_model_card(_report(config=_config(model__name="")))
     assert "with random weights, trained" in build_model_card(_report(config=_config(model__from_config="true")))
     assert "the built-in sample corpus" in build_model_card(_report(config=_config(data__dataset="sample")))
     card = build_model_card(_report(new_weights=["vocab_transform", "vocab_projector"]))

@@ -18,9 +18,7 @@ _FORMATS = ("saved_model", "tflite", "onnx", "huggingface")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="RUN_OR_MODEL", help="a run directory, a model directory or a name on the Hub")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="output directory; must not exist")
-    parser.add_argument(
-        "--format", choices=_FORMATS, default=_FORMATS[0], help=f"one of {', '.join(_FORMATS)} [{_FORMATS[0]}]"
-    )
+    parser.add_argument("--format", choices=_FORMATS, default=_FORMATS[0], help=f"format of the export [{_FORMATS[0]}]")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -153,11 +153,11 @@ def _what_it_is(report: RunReport) -> str:
     else:
         model = f"the local model {_text(model)}"
     if not config.model.name:
-        origin = "A new DistilBERT with a new vocabulary,"
+        origin = "a new DistilBERT with a new vocabulary"
     elif config.model.from_config:
-        origin = f"The architecture of {model} with random weights,"
+        origin = f"the architecture of {model} with random weights"
     else:
-        origin = f"{model[:1].upper()}{model[1:]},"
+        origin = model
     if _is_hub_dataset(config):
         text = f"the text of [{dataset}](https://huggingface.co/datasets/{dataset})"
     elif config.data.dataset == "sample":
@@ -166,9 +166,9 @@ def _what_it_is(report: RunReport) -> str:
         text = f"the local text {_text(dataset)}"
     share = f"{100 * config.masking.mlm_probability:.4g}%"
     paragraphs = [
-        f"{origin} trained with tf_mlm in TensorFlow as a masked language model on {text}. In training, {share} of the "
-        f"tokens of each sequence of {config.data.sequence_length} are masked and predicted; in validation, "
-        f"{VALIDATION_PROBABILITY:.0%}. The weights are those of the epoch with the lowest validation loss."
+        f"This model is {origin}, trained with tf_mlm in TensorFlow as a masked language model on {text}. In training, "
+        f"{share} of the tokens of each sequence of {config.data.sequence_length} are masked and predicted; in "
+        f"validation, {VALIDATION_PROBABILITY:.0%}. The weights are those of the epoch with the lowest validation loss."
     ]
     best, end = report.events.best, report.events.end
     if best and best.epoch == 0 and report.events.epochs:
