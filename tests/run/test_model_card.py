@@ -184,7 +184,8 @@ def test_the_card_contains_no_local_path() -> None:
 
 
 def test_the_card_names_the_origin_of_the_weights() -> None:
-    assert "This model is a new DistilBERT with a new vocabulary," in build_model_card(_report(config=_config(model__name="")))
+    card = build_model_card(_report(config=_config(model__name="")))
+    assert "This model is a new DistilBERT with a new vocabulary, trained" in card
     assert "with random weights, trained" in build_model_card(_report(config=_config(model__from_config="true")))
     assert "the built-in sample corpus" in build_model_card(_report(config=_config(data__dataset="sample")))
     card = build_model_card(_report(new_weights=["vocab_transform", "vocab_projector"]))
