@@ -72,7 +72,7 @@ def test_the_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("missing", ["model.safetensors", "tokenizer_config.json"])
 def test_a_hub_name_is_out_of_reach_off_line_and_its_uncached_files_do_not_exist(missing: str) -> None:
-    """Off-line, the cache is all that is known of the files; a load of the model then says that it is out of reach."""
+    """Offline, only the cache is searched. Loading the model then reports that the Hub is unreachable."""
     model = PretrainedModel.named("someone/model")
     assert model.source.path is None
     assert model.find_file(missing) is None
