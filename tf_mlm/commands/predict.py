@@ -1,0 +1,44 @@
+"""`tf-mlm predict`."""
+
+import argparse
+from collections.abc import Sequence
+
+from tf_mlm.commands.libraries import start_libraries_for
+from tf_mlm.errors import Refused
+from tf_mlm.inference.locate import find_model
+
+NAME = "predict"
+DESCRIPTION = "Predict the label of a text, or the tags of its words, with a fine-tuned model."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = f"{parser.prog} RUN_OR_MODEL TEXT [TEXT ...] [--text-pair TEXT] [--json]"
+    parser.add_argument(
+        "texts", metavar="RUN_OR_MODEL TEXT", nargs="*", help="a fine-tuned run or model, then one or more texts"
+    )
+    parser.add_argument("--text-pair", metavar="TEXT", help="second text, for a model that labels pairs of texts")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per text")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    if len(arguments.texts) < 2:
+        raise Refused("predict: pass a fine-tuned run or model and at least one text")
+    name, *texts = arguments.texts
+    if arguments.text_pair is not None and len(texts) > 1:
+        raise Refused("--text-pair: pass only one first text with it")
+    found = find_model(name)
+    start_libraries_for(found.model)
+    from tf_mlm.inference.predict import LabeledText, TaggedText, predict_labels, predict_tags
+    from tf_mlm.json_text import dump_json
+    from tf_mlm.model.loading import load_trained_label_model, objective_of
+
+    model, tokenizer = load_trained_label_model(found.model)
+    if objective_of(model.config, type(model).__name__) == "classification":
+        pairs = [arguments.text_pair] if arguments.text_pair is not None else None
+        predictions: Sequence[LabeledText | TaggedText] = predict_labels(model, tokenizer, texts, pairs)
+    elif arguments.text_pair is not None:
+        raise Refused(f"--text-pair: {name} tags the words of one text; omit --text-pair")
+    else:
+        predictions = predict_tags(model, tokenizer, texts)
+    for prediction in predictions:
+        print(dump_json(prediction.as_dict()) if arguments.json else prediction.describe())
