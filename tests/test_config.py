@@ -162,8 +162,8 @@ def test_the_documented_recipes_exist() -> None:
         ("[trainig]\nepochs = 3", "my.toml: unknown section [trainig]; did you mean 'training'?"),
         (
             "[zzz]",
-            "my.toml: unknown section [zzz]; known names: model, data, masking, optimizer, training, checkpoint, "
-            "distribution",
+            "my.toml: unknown section [zzz]; known names: model, data, objective, masking, optimizer, training, "
+            "checkpoint, distribution",
         ),
         ("[training]\nepoch = 3", "my.toml: unknown setting training.epoch; did you mean 'epochs'?"),
         (
@@ -172,8 +172,11 @@ def test_the_documented_recipes_exist() -> None:
         ),
         ('[checkpoint]\n"kep\\n" = 3', "my.toml: unknown setting checkpoint.'kep\\n'; did you mean 'keep'?"),
         ('["mod\\nel"]', "my.toml: unknown section ['mod\\nel']; did you mean 'model'?"),
-        ("epochs = 3", "my.toml: unknown section [epochs]; known names: model, data, masking, optimizer, training, "
-         "checkpoint, distribution"),
+        (
+            "epochs = 3",
+            "my.toml: unknown section [epochs]; known names: model, data, objective, masking, optimizer, training, "
+            "checkpoint, distribution",
+        ),
         ("model = 'x'", "my.toml: model = 'x': this is a section; write [model] above its keys"),
         (
             "[[model]]\nname = 'x'",
@@ -365,7 +368,7 @@ def test_a_missing_file_is_refused_with_the_recipes(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Refused) as refused:
         load_config(Path("no.toml"))
-    recipes = "imdb-10k, imdb-full, imdb, local-text, sample"
+    recipes = "finetune, imdb-10k, imdb-full, imdb, local-text, sample"
     assert str(refused.value) == f"--config: no.toml: no such file (recipes: {recipes})"
     with pytest.raises(Refused, match=rf"--config imdb-9k: no such recipe \(recipes: {recipes}\);"):
         find_recipe("imdb-9k")

@@ -89,6 +89,19 @@ class DataConfig:
 
 
 @dataclass(frozen=True, config=_FORBID)
+class ObjectiveConfig:
+    name: Literal["masked", "classification", "token_classification"] = _setting(
+        "masked", "what the model learns: masked tokens, the label of each text, or the tag of each word"
+    )
+    label_column: str = _setting(
+        "", "labels: column that contains the labels or the tags; '' is label, or ner_tags for token_classification"
+    )
+    text_pair_column: str = _setting(
+        "", "classification: column that contains the second text of each pair; '' if none"
+    )
+
+
+@dataclass(frozen=True, config=_FORBID)
 class MaskingConfig:
     mlm_probability: float = _setting(
         0.15, "share of the ordinary tokens to predict in training; validation uses 0.15", gt=0, le=1
@@ -203,6 +216,7 @@ class Config:
 
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
     masking: MaskingConfig = Field(default_factory=MaskingConfig)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     training: TrainingConfig = Field(default_factory=TrainingConfig)
@@ -215,6 +229,17 @@ class Config:
             raise ValueError(
                 "data.streaming requires data.num_train_sequences and data.num_validation_sequences above 0"
             )
+        if self.objective.name == "masked":
+            if self.objective.label_column or self.objective.text_pair_column:
+                raise ValueError(
+                    "objective.label_column and text_pair_column require another objective.name than masked"
+                )
+        elif not self.model.name:
+            raise ValueError(f"objective.name = {self.objective.name!r} requires model.name")
+        elif self.training.measure_matmul_peak:
+            raise ValueError("training.measure_matmul_peak requires objective.name = 'masked'")
+        elif self.objective.text_pair_column and self.objective.name != "classification":
+            raise ValueError("objective.text_pair_column requires objective.name = 'classification'")
         if not self.model.name and self.model.dim % self.model.n_heads:
             raise ValueError(f"model.n_heads must divide model.dim: {self.model.dim} / {self.model.n_heads}")
         return self

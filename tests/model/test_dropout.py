@@ -113,7 +113,7 @@ def test_inference_drops_nothing(model_type: str) -> None:
     compile_model(with_dropout)
     features, labels = make_batch()
     np.testing.assert_array_equal(with_dropout(features).logits, stock(features, training=False).logits)
-    first, second = (with_dropout.masked_lm_outputs(features, labels, training=False)[0] for _ in range(2))
+    first, second = (with_dropout.label_outputs(features, labels, training=False)[0] for _ in range(2))
     np.testing.assert_array_equal(first, second)
 
 

@@ -187,7 +187,7 @@ def test_the_gradient_is_clipped_by_its_global_norm() -> None:
 def test_in_mixed_precision_the_loss_is_computed_in_float32(policy: Callable[[str], None], precision: str) -> None:
     policy(f"mixed_{precision}")
     model = compile_model(build(tiny_config("distilbert")))
-    losses, logits, labels, weights = model.masked_lm_outputs(*make_batch(), training=False)
+    losses, logits, labels, weights = model.label_outputs(*make_batch(), training=False)
     assert model.vocab_transform(tf.zeros([1, 16])).dtype == precision
     assert {variable.dtype for variable in model.weights} == {tf.float32}
     assert losses.dtype == logits.dtype == tf.float32
@@ -248,13 +248,13 @@ def test_a_non_finite_step_changes_only_the_number_of_steps(
 ) -> None:
     optimizer = build_optimizer(OptimizerConfig(learning_rate=1e-2), 10, "float32")
     model = compile_model(build(tiny_config("distilbert")), optimizer=optimizer, **options)
-    outputs, is_bad = type(model).masked_lm_outputs, tf.Variable(False)
+    outputs, is_bad = type(model).label_outputs, tf.Variable(False)
 
     def spoil(self: Any, features: Any, labels: Any, training: Any) -> Any:
         losses, *others = outputs(self, features, labels, training)
         return tf.cond(is_bad, lambda: SPOILED[spoiled](losses), lambda: losses), *others
 
-    monkeypatch.setattr(type(model), "masked_lm_outputs", spoil)
+    monkeypatch.setattr(type(model), "label_outputs", spoil)
     step = tf.function(model.train_step, jit_compile=options.get("jit_compile"))
     assert float(step(make_batch())["bad_step"]) == 0
     before = state_of(model)
@@ -420,18 +420,18 @@ with mirrored.scope():
     # A second batch whose second half, on the second device alone, has a loss that is not a number.
     adam = build_optimizer(OptimizerConfig(), 9, "float32")
     spoiled = compile_model(build(tiny_config("distilbert")), optimizer=adam)
-outputs = type(spoiled).masked_lm_outputs
+outputs = type(spoiled).label_outputs
 def spoil(self, features, labels, training):
     losses, *others = outputs(self, features, labels, training)
     return losses * tf.where(tf.reduce_any(features["attention_mask"] == 2), float("nan"), 1.0), *others
-type(spoiled).masked_lm_outputs = spoil
+type(spoiled).label_outputs = spoil
 marked = {**batch[0], "attention_mask": tf.tensor_scatter_nd_update(batch[0]["attention_mask"], [[7, 0]], [2])}
 spoiled.fit(data, verbose=0)
 before = [value.numpy() for value in model_variables(spoiled).values()]
 bad = spoiled.fit(tf.data.Dataset.from_tensors((marked, batch[1])), verbose=0).history["bad_step"]
 after = model_variables(spoiled)
 changed = [name for name, then in zip(after, before) if (after[name].numpy() != then).any()]
-type(spoiled).masked_lm_outputs = outputs
+type(spoiled).label_outputs = outputs
 
 save_checkpoint(folder, Progress(1, (0.0, 0.0), 0, 0.0, "f"), model_variables(double), keep=1)
 with mirrored.scope():

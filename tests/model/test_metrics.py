@@ -13,7 +13,7 @@ from tf_mlm.model import metrics as metrics_module
 from tf_mlm.model.metrics import (
     METRICS,
     PERPLEXITY,
-    MaskedLMMetrics,
+    AveragedMetrics,
     Metric,
     metric_results,
     metric_values,
@@ -33,17 +33,17 @@ def logits_with_ranks(ranks: list[list[int]], labels: list[list[int]], vocabular
     return tf.constant(logits)
 
 
-def add(metrics: MaskedLMMetrics, *batch: tf.Tensor) -> None:
+def add(metrics: AveragedMetrics, *batch: tf.Tensor) -> None:
     metrics.add(metrics.sums(*batch))
 
 
-def results(metrics: MaskedLMMetrics) -> dict[str, float]:
+def results(metrics: AveragedMetrics) -> dict[str, float]:
     return {metric.name: float(metric.result()) for metric in metrics.all}
 
 
 def test_every_masked_token_weighs_the_same() -> None:
     """The mean of the means of the batches would be 6.0."""
-    metrics = MaskedLMMetrics()
+    metrics = AveragedMetrics(METRICS)
     labels = [[3, 0], [7, 0]]
     first = logits_with_ranks([[1, 5], [6, 1]], labels)
     second = logits_with_ranks([[2, 1], [1, 1]], labels)
@@ -62,7 +62,7 @@ def test_every_masked_token_weighs_the_same() -> None:
 
 
 def test_the_label_0_counts() -> None:
-    metrics = MaskedLMMetrics()
+    metrics = AveragedMetrics(METRICS)
     labels = [[0, 0, 0]]
     logits = logits_with_ranks([[1, 2, 1]], labels)
     metrics.add(
@@ -72,14 +72,14 @@ def test_the_label_0_counts() -> None:
 
 
 def test_without_labels_the_metrics_are_0() -> None:
-    metrics = MaskedLMMetrics()
+    metrics = AveragedMetrics(METRICS)
     nothing = tf.zeros([2, 3])
     add(metrics, nothing, tf.zeros([2, 3, 12]), tf.zeros([2, 3], tf.int32), nothing)
     assert [float(metric.result()) for metric in metrics.all] == [0.0, 0.0, 0.0]
 
 
 def test_sums_stay_exact_where_float32_would_lose_a_token() -> None:
-    metrics = MaskedLMMetrics()
+    metrics = AveragedMetrics(METRICS)
     loss = metrics.all[0]
     loss.count.assign(2.0**24)
     loss.total.assign(2.0**24)
@@ -139,8 +139,8 @@ def test_perplexity_is_exp_of_the_loss_and_infinite_beyond_the_largest_float() -
 def test_the_averaged_metrics_keep_the_order_of_the_table() -> None:
     names = [metric.name for metric in METRICS if metric.per_token]
     assert names == ["loss", "masked_accuracy", "masked_accuracy_top_5"]
-    assert [metric.name for metric in MaskedLMMetrics().all] == names
-    assert MaskedLMMetrics.names() == [*names, "num_labels"]
+    assert [metric.name for metric in AveragedMetrics(METRICS).all] == names
+    assert AveragedMetrics(METRICS).names() == [*names, "num_labels"]
 
 
 def test_all_metrics_are_computed_from_the_logs_by_name() -> None:

@@ -68,6 +68,26 @@ def test_the_same_events_give_the_same_bytes_and_others_do_not() -> None:
     assert plot_loss(CASES["three epochs"], "a run") != plot_loss(CASES["one epoch"], "a run")
 
 
+def test_a_fine_tuning_is_drawn_with_its_score_instead_of_perplexity(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(plotting, "place_labels", lambda figure, labels: figures.append(figure))
+    start = {"event": "start", "epoch": 0, "step": 0, "val_loss": 0.7, "val_accuracy": 0.5, "val_macro_f1": 0.4}
+    epoch = {
+        "event": "epoch",
+        "epoch": 1,
+        "step": 9,
+        "loss": 0.6,
+        "val_loss": 0.5,
+        "val_accuracy": 0.8,
+        "val_macro_f1": 0.9,
+    }
+    plot_loss([start, epoch], "a classifier")
+    labels = [axes.get_ylabel() for axes in figures[0].axes]
+    assert labels == ["loss (nats)", "learning\nrate", "validation macro F1"]
+    assert list(figures[0].axes[2].lines[0].get_ydata()) == [0.4, 0.9]  # type: ignore[arg-type]
+    assert not figures[0].axes[0].child_axes  # no axis of perplexities
+
+
 @pytest.mark.parametrize("title", ["costs $5 and $6", "$\\frac{", "two\nlines", "x" * 500, ""])
 def test_a_title_is_not_parsed_as_markup(title: str) -> None:
     assert plot_loss(CASES["one epoch"], title)["png"]

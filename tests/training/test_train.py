@@ -489,7 +489,7 @@ def spoil_batches(patch: pytest.MonkeyPatch, *batches: int) -> None:
     from tf_mlm.data import prepared
     from tf_mlm.model.masked_lm import MaskedPositionsHead
 
-    build, outputs = prepared.build_train_dataset, MaskedPositionsHead.masked_lm_outputs
+    build, outputs = prepared.build_train_dataset, MaskedPositionsHead.label_outputs
 
     def build_spoilt(*arguments: Any, first_batch: int, **options: Any) -> Any:
         def mark(number: Any, batch: Any) -> Any:  # a 2, which attention treats as a 1
@@ -505,7 +505,7 @@ def spoil_batches(patch: pytest.MonkeyPatch, *batches: int) -> None:
         return losses * tf.where(features["attention_mask"][0, 0] == 2, float("nan"), 1.0), *others
 
     patch.setattr(prepared, "build_train_dataset", build_spoilt)
-    patch.setattr(MaskedPositionsHead, "masked_lm_outputs", spoilt_outputs)
+    patch.setattr(MaskedPositionsHead, "label_outputs", spoilt_outputs)
 
 
 def test_non_finite_steps_are_skipped_and_counted_also_in_a_stopped_run(tmp_path: Path) -> None:

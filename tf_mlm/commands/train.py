@@ -26,7 +26,7 @@ SHORT_FLAGS = {
 }
 _MAY_CHANGE_ON_RESUME = ("training.log_every", "checkpoint.every_minutes", "checkpoint.every_steps", "checkpoint.keep")
 _PATHS = ("model.name", "data.dataset")
-_NEWEST = Path("<newest>")  # --resume without RUN
+NEWEST = Path("<newest>")  # --resume without RUN
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume",
         type=Path,
         nargs="?",
-        const=_NEWEST,
+        const=NEWEST,
         metavar="RUN",
         help="resume the run RUN, or the newest resumable run in runs/",
     )
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
     overrides = {name: value for name, value in vars(arguments).items() if "." in name}
     arguments.config = find_recipe(arguments.config) if arguments.config is not None else None
     config = load_config(arguments.config, overrides)
-    if arguments.resume not in (None, _NEWEST) and arguments.output_dir is not None:
+    if arguments.resume not in (None, NEWEST) and arguments.output_dir is not None:
         raise Refused("--resume RUN and --output-dir name two run directories; omit one of them")
     if arguments.print_config:
         if isinstance(sys.stdout, io.TextIOWrapper):
@@ -106,7 +106,7 @@ def _train_or_resume(config: Config, arguments: argparse.Namespace, overrides: d
     name = arguments.config.stem if arguments.config else "imdb"
     path = arguments.output_dir or new_run_path(name)
     if arguments.resume is not None:
-        resumed = arguments.resume if arguments.resume != _NEWEST else arguments.output_dir
+        resumed = arguments.resume if arguments.resume != NEWEST else arguments.output_dir
         if resumed is None:
             resumed = newest_unfinished_run(Path("runs"))
             if resumed is None:
@@ -114,7 +114,7 @@ def _train_or_resume(config: Config, arguments: argparse.Namespace, overrides: d
                     "--resume: no resumable run in runs/ (running and diverged runs are skipped); pass a run "
                     "directory, or start a run without --resume"
                 )
-        if arguments.resume != _NEWEST or (resumed / "config.toml").exists():
+        if arguments.resume != NEWEST or (resumed / "config.toml").exists():
             return _resume(resumed, arguments, overrides)
     start_libraries(config, arguments.verbose)
     from tf_mlm.training.train import plan, train

@@ -82,28 +82,13 @@ def load_corpus(config: DataConfig, seed: int) -> Corpus:
     if unnamed:
         _join(splits, config.validation_split, "validation_split", config)  # refuses a split name
     if held_out:
-        if len(train) < 2:
-            raise Refused(
-                f"data.dataset = {config.dataset!r}: has only {len(train)} document, but training and validation need "
-                "one each; pass a dataset with more documents, or one with a validation split"
-                + ("" if config.document == "line" else ", or pass --data.document line")
-            )
-        order = np.random.default_rng([seed, _HOLD_OUT_STREAM]).permutation(len(train))
-        num_validation = min(max(1, round(len(train) * config.validation_fraction)), len(train) - 1)
-        validation_rows, train_rows = np.sort(order[:num_validation]), np.sort(order[num_validation:])
+        train_rows, validation_rows = hold_out(len(train), config, seed)
         validation, validation_hashes = train.select(validation_rows), hashes[validation_rows]
         train, hashes = train.select(train_rows), hashes[train_rows]
     else:
         validation = _join(splits, config.validation_split, "validation_split", config)
         validation_hashes = _hash_texts(validation)
-    blank = validation_hashes == _BLANK  # not an overlap: `load_sequences` drops and counts the empty documents
-    overlap = ~blank & np.isin(validation_hashes, hashes)
-    if overlap.any() and (overlap | blank).all():
-        fix = "remove the duplicates or pass another dataset" if held_out else "pass another data.validation_split"
-        raise Refused(
-            f"data.dataset = {config.dataset!r}: no validation documents remain, because all {overlap.sum()} are also "
-            f"training documents; {fix}"
-        )
+    overlap = find_overlap(validation_hashes, hashes, config, held_out)
     kept = np.flatnonzero(~overlap)
     return Corpus(
         train=train,
@@ -116,6 +101,42 @@ def load_corpus(config: DataConfig, seed: int) -> Corpus:
         text_column=table.text_column,
         columns=table.columns,
     )
+
+
+def hold_out(num_documents: int, config: DataConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of the training and of the validation documents, drawn at random, each int64 in ascending order.
+
+    Raises:
+        Refused: there is only one document.
+    """
+    if num_documents < 2:
+        raise Refused(
+            f"data.dataset = {config.dataset!r}: has only {num_documents} document, but training and validation need "
+            "one each; pass a dataset with more documents, or one with a validation split"
+            + ("" if config.document == "line" else ", or pass --data.document line")
+        )
+    order = np.random.default_rng([seed, _HOLD_OUT_STREAM]).permutation(num_documents)
+    num_validation = min(max(1, round(num_documents * config.validation_fraction)), num_documents - 1)
+    return np.sort(order[num_validation:]), np.sort(order[:num_validation])
+
+
+def find_overlap(
+    validation_hashes: np.ndarray, train_hashes: np.ndarray, config: DataConfig, held_out: bool
+) -> np.ndarray:
+    """bool [num_documents]: the validation documents that are also training documents.
+
+    Raises:
+        Refused: all of them are.
+    """
+    blank = validation_hashes == _BLANK  # not an overlap: `load_sequences` drops and counts the empty documents
+    overlap: np.ndarray = ~blank & np.isin(validation_hashes, train_hashes)
+    if overlap.any() and (overlap | blank).all():
+        fix = "remove the duplicates or pass another dataset" if held_out else "pass another data.validation_split"
+        raise Refused(
+            f"data.dataset = {config.dataset!r}: no validation documents remain, because all {overlap.sum()} are also "
+            f"training documents; {fix}"
+        )
+    return overlap
 
 
 def load_documents(config: DataConfig, train_hashes: np.ndarray | None = None) -> ScoredDocuments:
@@ -286,26 +307,38 @@ def _find_text_column(split: Any, config: DataConfig) -> tuple[str, tuple[str, .
 
 def _join(splits: dict[str, datasets.Dataset], wanted: str, setting: str, config: DataConfig) -> datasets.Dataset:
     """Concatenate the splits listed in `wanted`; all documents if the data has no named splits."""
-    if list(splits) == [""]:
+    names = find_splits(list(splits), wanted, setting, config)
+    documents = datasets.concatenate_datasets([splits[name] for name in names])
+    if not len(documents):
+        raise Refused(f"data.{setting} = {wanted!r}: {config.dataset} has no documents; pass a dataset with text")
+    return documents
+
+
+def find_splits(known: list[str], wanted: str, setting: str, config: DataConfig) -> list[str]:
+    """The splits listed in `wanted`; [""] if the data has no named splits.
+
+    Args:
+        known: the splits of the data.
+        setting: the setting that `wanted` is the value of, `train_split` or `validation_split`.
+
+    Raises:
+        Refused: a split does not exist.
+    """
+    if known == [""]:
         # The default names are allowed here, because the user did not choose them.
         if wanted not in (getattr(DataConfig(), setting), ""):
             raise Refused(
                 f"data.{setting} = {wanted!r}: {config.dataset} has no named splits; omit the setting to hold "
                 "out data.validation_fraction of the documents"
             )
-        names = [""]
-    else:
-        names = wanted.split("+")
-    for name in names:
-        if name not in splits:
+        return [""]
+    for name in (names := wanted.split("+")):
+        if name not in known:
             raise Refused(
                 f"data.{setting} = {wanted!r}: {config.dataset} has no split {name!r} (splits: "
-                f"{', '.join(sorted(splits))}); pass one of them, or --data.validation_split '' to hold documents out"
+                f"{', '.join(sorted(known))}); pass one of them, or --data.validation_split '' to hold documents out"
             )
-    documents = datasets.concatenate_datasets([splits[name] for name in names])
-    if not len(documents):
-        raise Refused(f"data.{setting} = {wanted!r}: {config.dataset} has no documents; pass a dataset with text")
-    return documents
+    return names
 
 
 def _hash_texts(documents: datasets.Dataset) -> np.ndarray:

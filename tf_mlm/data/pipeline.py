@@ -1,5 +1,6 @@
 """Sequences to batches: the order of each epoch, and the `tf.data` pipeline for `model.fit`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,9 @@ from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
 from tf_mlm.config import MaskingConfig
 from tf_mlm.data.masking import VALIDATION_PROBABILITY, MaskingCollator
 from tf_mlm.data.sequences import Sequences
+
+Collator = Callable[[list[dict[str, int]]], dict[str, np.ndarray]]
+"""Maps rows of (epoch, index) to a batch with `labels`; an index of -1 gives a filler row without labels."""
 
 _SHUFFLE_STREAM = 1  # separates these random numbers from others drawn with the same seed
 
@@ -57,7 +61,7 @@ def rows_of_batch(rows: np.ndarray, batch_size: int, seed: int, batch: int) -> n
 
 
 def build_train_dataset(
-    collator: MaskingCollator, rows: np.ndarray, *, batch_size: int, seed: int, epochs: int, first_batch: int = 0
+    collator: Collator, rows: np.ndarray, *, batch_size: int, seed: int, epochs: int, first_batch: int = 0
 ) -> Any:
     """Batches of all epochs, shuffled within each epoch, starting at `first_batch`; earlier batches are never read.
 
@@ -65,7 +69,7 @@ def build_train_dataset(
         rows: int64 [num_sequences], the rows of the collator's matrix to train on.
 
     Returns:
-        `tf.data.Dataset` of ({input_ids, attention_mask}, labels), each int32 [batch_size, length]. It repeats
+        `tf.data.Dataset` of ({input_ids, attention_mask, ...}, labels), each int32 [batch_size, length]. It repeats
         forever, because Keras restarts a finite dataset whose size equals `steps_per_epoch`.
     """
     per_epoch = steps_per_epoch(len(rows), batch_size) * batch_size
@@ -77,14 +81,14 @@ def build_train_dataset(
     return _to_tf_dataset(collator, table_epoch[first_row:], table_index.reshape(-1)[first_row:], batch_size).repeat()
 
 
-def build_validation_dataset(collator: MaskingCollator, rows: np.ndarray, *, batch_size: int) -> Any:
+def build_validation_dataset(collator: Collator, rows: np.ndarray, *, batch_size: int) -> Any:
     """One pass over `rows` in order; shapes and dtypes as in `build_train_dataset`."""
     index = np.full(steps_per_epoch(len(rows), batch_size) * batch_size, -1, np.int32)
     index[: len(rows)] = rows
     return _to_tf_dataset(collator, np.zeros_like(index), index, batch_size)
 
 
-def _to_tf_dataset(collator: MaskingCollator, epoch: np.ndarray, index: np.ndarray, batch_size: int) -> Any:
+def _to_tf_dataset(collator: Collator, epoch: np.ndarray, index: np.ndarray, batch_size: int) -> Any:
     import tensorflow as tf
 
     table = Dataset.from_dict({"epoch": epoch, "index": index}).with_format("numpy")

@@ -1,5 +1,7 @@
 """The prepared data of a run: sequences, the rows drawn from them, and facts about both."""
 
+import textwrap
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -9,47 +11,52 @@ from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
 
 from tf_mlm.config import Config
 from tf_mlm.data.corpus import Corpus
+from tf_mlm.data.masking import MaskingCollator
 from tf_mlm.data.pipeline import (
+    Collator,
     build_collator,
     build_train_dataset,
     build_validation_dataset,
     epoch_order,
     steps_per_epoch,
 )
-from tf_mlm.data.sequences import Sequences, load_sequences, unigram_counts, unigram_entropy
+from tf_mlm.data.sequences import load_sequences, unigram_counts, unigram_entropy
 from tf_mlm.errors import Refused
 
 
 @dataclass(frozen=True)
-class PreparedData:
-    """Training and validation sequences.
+class PreparedData(ABC):
+    """Training and validation sequences of an objective.
 
     Attributes:
+        train: sequences with input_ids, int32 [num_sequences, length], and lengths, int32 [num_sequences]; likewise
+            `validation`.
         train_rows: int64 [n], the rows of `train` used for training; likewise `validation_rows`.
-        unigram_entropy: of the training documents, in nats per token.
         facts: counts and fingerprint, for the run's environment.json and its model card.
         train_hashes: uint64 [num_documents], one hash per training document.
     """
 
-    train: Sequences
-    validation: Sequences
+    train: Any
+    validation: Any
     train_rows: np.ndarray
     validation_rows: np.ndarray
-    unigram_entropy: float
     facts: dict[str, Any]
     train_hashes: np.ndarray
     _token_counts: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
+
+    @abstractmethod
+    def collator(self, config: Config, tokenizer: PreTrainedTokenizerFast, *, validation: bool = False) -> Collator:
+        """The collator of the training or the validation sequences."""
 
     def train_dataset(
         self, config: Config, tokenizer: PreTrainedTokenizerFast, epochs: int, first_batch: int = 0
     ) -> Any:
         """Batches of `train_rows`: see `build_train_dataset`."""
-        seed = config.training.seed
         return build_train_dataset(
-            build_collator(self.train, tokenizer, config.masking, seed),
+            self.collator(config, tokenizer),
             self.train_rows,
             batch_size=config.training.batch_size,
-            seed=seed,
+            seed=config.training.seed,
             epochs=epochs,
             first_batch=first_batch,
         )
@@ -57,7 +64,7 @@ class PreparedData:
     def validation_dataset(self, config: Config, tokenizer: PreTrainedTokenizerFast) -> Any:
         """One pass over `validation_rows`: see `build_validation_dataset`."""
         return build_validation_dataset(
-            build_collator(self.validation, tokenizer, config.masking, config.training.seed, validation=True),
+            self.collator(config, tokenizer, validation=True),
             self.validation_rows,
             batch_size=config.training.batch_size,
         )
@@ -92,7 +99,24 @@ class PreparedData:
         return self._token_counts[epoch]
 
 
-def prepare_data(config: Config, corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> PreparedData:
+@dataclass(frozen=True, kw_only=True)
+class MaskedData(PreparedData):
+    """Sequences for masked language modeling.
+
+    Attributes:
+        unigram_entropy: of the training documents, in nats per token.
+    """
+
+    unigram_entropy: float
+
+    def collator(
+        self, config: Config, tokenizer: PreTrainedTokenizerFast, *, validation: bool = False
+    ) -> MaskingCollator:
+        sequences = self.validation if validation else self.train
+        return build_collator(sequences, tokenizer, config.masking, config.training.seed, validation=validation)
+
+
+def prepare_data(config: Config, corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> MaskedData:
     """Tokenize both splits and draw their rows.
 
     Raises:
@@ -129,7 +153,9 @@ def prepare_data(config: Config, corpus: Corpus, tokenizer: PreTrainedTokenizerF
         "validation_sequences_used": len(validation_rows),
         "fingerprint": f"{corpus.train_fingerprint}-{corpus.validation_fingerprint}",
     }
-    return PreparedData(train, validation, train_rows, validation_rows, entropy, facts, corpus.train_hashes)
+    return MaskedData(
+        train, validation, train_rows, validation_rows, facts, corpus.train_hashes, unigram_entropy=entropy
+    )
 
 
 def describe_data(facts: dict[str, Any]) -> str:
@@ -146,6 +172,18 @@ def describe_data(facts: dict[str, Any]) -> str:
         lines.append(
             f"dropped    {facts['dropped_overlap']:>10,} validation documents that are also training documents"
         )
+    if facts.get("dropped_unlabeled"):
+        lines.append(f"dropped    {facts['dropped_unlabeled']:>10,} documents without a label")
+    if "label_names" in facts:
+        shown = ", ".join(
+            f"{name} {count:,}" for name, count in zip(facts["label_names"], facts["train_labels"], strict=True)
+        )
+        lines.append(f"labels     {textwrap.shorten(shown, 200, placeholder=' …')} (in training)")
+    for split, short in (("training", "train"), ("validation", "validation")):
+        if facts.get(f"{short}_truncated"):
+            lines.append(
+                f"truncated  {facts[f'{short}_truncated']:>10,} {split} documents to data.sequence_length tokens"
+            )
     if facts["dropped_empty"]:
         lines.append(f"dropped    {facts['dropped_empty']:>10,} documents without text")
     return "\n".join(lines)

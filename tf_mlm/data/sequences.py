@@ -47,10 +47,14 @@ class Sequences:
 
     def draw_rows(self, cap: int, seed: int) -> np.ndarray:
         """int64 [min(cap, num_sequences)]: random rows in ascending order; all rows if cap is 0."""
-        num_sequences = len(self.input_ids)
-        if cap == 0 or cap >= num_sequences:
-            return np.arange(num_sequences)
-        return np.sort(np.random.default_rng([seed, _CAP_STREAM]).choice(num_sequences, cap, replace=False))
+        return draw_rows(len(self.input_ids), cap, seed)
+
+
+def draw_rows(num_sequences: int, cap: int, seed: int) -> np.ndarray:
+    """int64 [min(cap, num_sequences)]: random rows in ascending order; all rows if cap is 0."""
+    if cap == 0 or cap >= num_sequences:
+        return np.arange(num_sequences)
+    return np.sort(np.random.default_rng([seed, _CAP_STREAM]).choice(num_sequences, cap, replace=False))
 
 
 def load_sequences(

@@ -68,6 +68,66 @@ class GraphTokenizer(tf.Module):
         Args:
             texts: string [batch]. A text that is not strict UTF-8 is not valid and gets the ids of an empty text.
         """
+        code_points, replaced, is_valid = self._replace(texts)
+        words = tf.strings.split(
+            tf.strings.unsorted_segment_join(replaced, code_points.value_rowids(), code_points.nrows())
+        )
+        return self.with_ends(words.with_values(self._match(words.values)).merge_dims(1, 2)), is_valid
+
+    def with_ends(self, *parts: tf.RaggedTensor) -> tf.RaggedTensor:
+        """[CLS], and each part followed by [SEP]: int32 [batch, (length)].
+
+        Args:
+            parts: ids, int32 [batch, (length)], without [CLS] and [SEP].
+        """
+        ends = tf.ones([parts[0].nrows(), 1], tf.int32)
+        pieces = [piece for part in parts for piece in (part, ends * self._last_id)]
+        return tf.concat([ends * self._first_id, *pieces], axis=1)
+
+    def split_words(self, texts: tf.Tensor) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor, tf.Tensor]:
+        """The words of each text, their ids and their places.
+
+        Returns:
+            ids: int32 [batch, (words), (pieces)], without [CLS] and [SEP].
+            starts: int32 [batch, (words)], first character (code point) of each word in the text.
+            ends: int32 [batch, (words)], the character after the last one of each word.
+            is_valid: bool [batch]; a text that is not strict UTF-8 is not valid and has no words.
+        """
+        code_points, replaced, is_valid = self._replace(texts)
+        rows = tf.cast(code_points.value_rowids(), tf.int32)
+        # A sentinel stands for all characters of its token.
+        lengths = tf.ones_like(code_points.values)
+        for token, sentinel in self._sentinels.items():
+            lengths = tf.where(code_points.values == ord(sentinel), len(token), lengths)
+        ends = code_points.with_values(tf.cumsum(lengths))
+        ends -= tf.gather(tf.concat([[0], ends.values], 0), code_points.row_starts())[:, tf.newaxis]
+        # A space before or after a character separates words, as does the end of a text.
+        before, after = (
+            tf.cast(tf.strings.regex_full_match(replaced, pattern), tf.int32) for pattern in (" .*", ".* ")
+        )
+        breaks = tf.cumsum(before) + tf.cumsum(after, exclusive=True)
+        kept = tf.where(tf.strings.strip(replaced) != "")[:, 0]
+        replaced, rows, breaks, lengths, ends = (
+            tf.gather(each, kept) for each in (tf.strings.strip(replaced), rows, breaks, lengths, ends.values)
+        )
+        is_first = tf.concat(
+            [tf.ones_like(rows[:1]), tf.cast((breaks[1:] > breaks[:-1]) | (rows[1:] > rows[:-1]), tf.int32)], 0
+        )
+        word_of = tf.cumsum(is_first) - 1
+        num_words = tf.reduce_sum(is_first)
+        words = tf.strings.unsorted_segment_join(replaced, word_of, num_words)
+        firsts = tf.where(is_first > 0)[:, 0]
+        counts = tf.math.bincount(tf.gather(rows, firsts), minlength=tf.shape(texts)[0], dtype=tf.int64)
+        last_ends = tf.math.segment_max(ends, word_of)
+
+        def by_text(values: Any) -> tf.RaggedTensor:
+            return tf.RaggedTensor.from_row_lengths(values, counts, validate=False)
+
+        return by_text(self._match(words)), by_text(tf.gather(ends - lengths, firsts)), by_text(last_ends), is_valid
+
+    def _replace(self, texts: tf.Tensor) -> tuple[tf.RaggedTensor, tf.Tensor, tf.Tensor]:
+        """The code points of each text, int32 [batch, (length)], with a sentinel for each added token, and for all of
+        them the replacements, string [all]; and whether a text is valid, bool [batch]."""
         is_valid = tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="ignore") == texts
         texts = tf.where(is_valid, texts, "")
         texts = tf.strings.regex_replace(texts, f"[{''.join(self._sentinels.values())}]", self._unknown)
@@ -76,13 +136,7 @@ class GraphTokenizer(tf.Module):
         code_points = tf.strings.unicode_decode(texts, "UTF-8")
         codes = code_points.values
         places = tf.stack([tf.gather(self._page_of, codes // _PAGE), codes % _PAGE], axis=1)
-        replaced = tf.gather(self._entries, tf.gather_nd(self._pages, places))
-        words = tf.strings.split(
-            tf.strings.unsorted_segment_join(replaced, code_points.value_rowids(), code_points.nrows())
-        )
-        ids = words.with_values(self._match(words.values)).merge_dims(1, 2)
-        ends = tf.ones([ids.nrows(), 1], tf.int32)
-        return tf.concat([ends * self._first_id, ids, ends * self._last_id], axis=1), is_valid
+        return code_points, tf.gather(self._entries, tf.gather_nd(self._pages, places)), is_valid
 
     def _match(self, words: tf.Tensor) -> tf.RaggedTensor:
         """Ids of each word, int32 [words, (pieces)], by longest match. Each step finds one piece of every word."""

@@ -2,23 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
 
 from tf_mlm.config import Config, ModelConfig, load_config
 from tf_mlm.errors import Refused
 from tf_mlm.inference.evaluate import evaluate_model, other_data
+from tf_mlm.inference.features import Encoder, build_encoder, encode_texts
 from tf_mlm.inference.fill_mask import Answer, answer, fill_masks
 from tf_mlm.inference.locate import FoundModel, find_model
 from tf_mlm.model.architectures import max_sequence_length
 from tf_mlm.model.loading import load_trained
 from tf_mlm.model.protocol import MaskedLanguageModel
-
-_TOKENS_PER_BATCH = 4096
 
 
 @dataclass(frozen=True)
@@ -64,22 +63,14 @@ class LoadedModel:
 
         A text longer than the model's positions is truncated.
         """
-        texts = _as_list(texts)
-        length = max_sequence_length(self.model.config)
-        encodings = self.tokenizer(texts, truncation=True, max_length=length)["input_ids"] if texts else []
-        encoder = getattr(self.model, self.model.base_model_prefix)
-        vectors = np.zeros([len(texts), self.model.config.hidden_size], np.float32)
-        by_length = sorted(range(len(texts)), key=lambda index: -len(encodings[index]))
-        while by_length:  # texts of similar length are batched together, to reduce padding
-            size = max(_TOKENS_PER_BATCH // len(encodings[by_length[0]]), 1)
-            batch, by_length = by_length[:size], by_length[size:]
-            ids = tf.ragged.constant([encodings[index] for index in batch], dtype=tf.int32)
-            mask = tf.sequence_mask(ids.row_lengths(), dtype=tf.int32)
-            ids = ids.to_tensor(self.tokenizer.pad_token_id)
-            hidden_states = encoder(input_ids=ids, attention_mask=mask, training=False)[0].numpy()
-            weights = mask.numpy()[:, :, None]
-            vectors[batch] = (hidden_states * weights).sum(1) / weights.sum(1)
-        return vectors
+        config = self.model.config
+        return encode_texts(
+            self._encoder, self.tokenizer, _as_list(texts), config.hidden_size, max_sequence_length(config)
+        )
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return build_encoder(self.model)
 
     def evaluate(self, dataset: str | None = None) -> dict[str, Any]:
         """The metrics of `tf-mlm evaluate --json`.

@@ -1,6 +1,8 @@
 """The model: pretrained weights from the Hub or a directory, or a new model."""
 
+import contextlib
 import textwrap
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from transformers.configuration_utils import PretrainedConfig
 from tf_mlm.config import ModelConfig
 from tf_mlm.errors import Refused
 from tf_mlm.model.architectures import ARCHITECTURES, max_sequence_length
+from tf_mlm.model.label_model import label_model_class
 from tf_mlm.model.masked_lm import model_class
 from tf_mlm.model.pretrained_files import PretrainedModel, find_weights
 from tf_mlm.model.protocol import MaskedLanguageModel
@@ -42,7 +45,104 @@ def load_model(
         model = model_class(model_config.model_type)(model_config)
         model.build_in_name_scope()
         return model, []
-    return _load_weights(pretrained, model_config)
+    return _load_weights(pretrained, model_config, model_class(model_config.model_type))
+
+
+def load_label_model(
+    config: ModelConfig,
+    tokenizer: "PreTrainedTokenizerFast",
+    sequence_length: int,
+    objective: str,
+    label_names: Sequence[str],
+) -> tuple[Any, list[str]]:
+    """The classification model to fine-tune: pretrained, or newly initialized from the config of a pretrained one.
+
+    Args:
+        objective: a value of `objective.name` other than `masked`.
+        label_names: names of the labels, recorded in the model's config.
+
+    Returns:
+        As `load_model`.
+
+    Raises:
+        Refused: as `load_model`.
+    """
+    pretrained = PretrainedModel.of(config)
+    model_config = _load_config(pretrained)
+    _check_fits(pretrained, model_config, tokenizer, sequence_length)
+    model_config.id2label = dict(enumerate(label_names))  # also sets num_labels
+    model_config.label2id = {name: index for index, name in enumerate(label_names)}
+    new_class = label_model_class(model_config.model_type, objective)
+    if config.from_config:
+        model = new_class(model_config)
+        model.build_in_name_scope()
+        return model, []
+    return _load_weights(pretrained, model_config, new_class)
+
+
+def load_encoder(
+    config: ModelConfig, sequence_length: int, *, policy: str = "float32"
+) -> tuple[Any, "PreTrainedTokenizerFast"]:
+    """A model whose head may be newly initialized, and its tokenizer.
+
+    Args:
+        sequence_length: minimum number of tokens that the model must accept.
+        policy: name of the Keras precision policy of its layers; the global policy does not change.
+
+    Raises:
+        Refused: as `load_model`.
+    """
+    pretrained = PretrainedModel.of(config)
+    model_config = _load_config(pretrained)
+    tokenizer = load_pretrained_tokenizer(pretrained)
+    _check_fits(pretrained, model_config, tokenizer, sequence_length)
+    with _precision_policy(policy):
+        model, _ = _load_weights(pretrained, model_config, model_class(model_config.model_type))
+    return model, tokenizer
+
+
+def load_trained_label_model(name: str, *, policy: str = "float32") -> tuple[Any, "PreTrainedTokenizerFast"]:
+    """A fine-tuned classification model and its tokenizer.
+
+    Args:
+        name: a model directory or a Hub name.
+        policy: name of the Keras precision policy of its layers; the global policy does not change.
+
+    Raises:
+        Refused: the model cannot be loaded, or it is not a classification model.
+    """
+    pretrained = PretrainedModel.named(name)
+    model_config = _load_config(pretrained)
+    objective = objective_of(model_config)
+    if objective is None:
+        raise pretrained.refusal("is not a classification model; train one with tf-mlm finetune")
+    tokenizer = load_pretrained_tokenizer(pretrained)
+    with _precision_policy(policy):
+        model, missing = _load_weights(pretrained, model_config, label_model_class(model_config.model_type, objective))
+    if missing:
+        raise pretrained.refusal(f"weights of the classification head are missing: {', '.join(missing)}")
+    return model, tokenizer
+
+
+def objective_of(model_config: PretrainedConfig, class_name: str = "") -> str | None:
+    """The value of `objective.name` that trains a classification model; None for another model.
+
+    Args:
+        class_name: name of the model's class, if the config does not record it.
+    """
+    name = class_name or (model_config.architectures or [""])[0]
+    heads = {"ForSequenceClassification": "classification", "ForTokenClassification": "token_classification"}
+    return next((objective for head, objective in heads.items() if name.endswith(head)), None)
+
+
+@contextlib.contextmanager
+def _precision_policy(name: str) -> Iterator[None]:
+    before = keras.mixed_precision.global_policy()
+    keras.mixed_precision.set_global_policy(name)
+    try:
+        yield
+    finally:
+        keras.mixed_precision.set_global_policy(before)
 
 
 def load_model_config(config: ModelConfig) -> PretrainedConfig:
@@ -71,12 +171,8 @@ def load_trained(
     model_config = _load_config(pretrained)
     tokenizer = load_pretrained_tokenizer(pretrained)
     _check_fits(pretrained, model_config, tokenizer, sequence_length)
-    global_policy = keras.mixed_precision.global_policy()
-    keras.mixed_precision.set_global_policy(policy)
-    try:
-        model, missing = _load_weights(pretrained, model_config)
-    finally:
-        keras.mixed_precision.set_global_policy(global_policy)
+    with _precision_policy(policy):
+        model, missing = _load_weights(pretrained, model_config, model_class(model_config.model_type))
     if missing:
         raise pretrained.refusal(
             f"{len(missing)} weights of the masked language modeling head are missing ({', '.join(missing)}); train it "
@@ -157,14 +253,13 @@ def _check_fits(
         raise Refused(f"data.sequence_length = {length}: {pretrained.source.name} has {positions} positions; lower it")
 
 
-def _load_weights(pretrained: PretrainedModel, model_config: PretrainedConfig) -> tuple[MaskedLanguageModel, list[str]]:
-    """The model with its pretrained weights, and the names of the weights of its head that are missing."""
+def _load_weights(pretrained: PretrainedModel, model_config: PretrainedConfig, new_class: Any) -> tuple[Any, list[str]]:
+    """A model of `new_class` with its pretrained weights, and the names of the weights of its head that are missing."""
     folder = find_weights(pretrained)
-    model, info = pretrained.load(
-        model_class(model_config.model_type), folder, config=model_config, output_loading_info=True
-    )
+    model, info = pretrained.load(new_class, folder, config=model_config, output_loading_info=True)
     missing = sorted(info["missing_keys"])
-    if encoder := [name for name in missing if model.base_model_prefix in name]:
+    # BERT's pooler is part of the encoder in transformers, but masked language models are saved without it.
+    if encoder := [name for name in missing if model.base_model_prefix in name and "/pooler/" not in name]:
         more = f" and {len(encoder) - 1} more" if len(encoder) > 1 else ""
         raise pretrained.refusal_without_weights(
             f"encoder weights are missing: {encoder[0]}{more}", "pass a complete checkpoint"

@@ -1,8 +1,7 @@
-"""The table of metrics over masked tokens, and the sums from which they are computed.
+"""The table of metrics of each objective, and the sums from which they are computed.
 
-To add a metric, add an entry to `METRICS`: events, `history.csv`, progress lines, TensorBoard, the model card and
-`evaluate` read the table. A metric is a sum over all masked tokens divided once by their number, not a mean of batch
-means.
+To add a metric, add an entry to a table: events, `history.csv`, progress lines, TensorBoard, the model card and
+`evaluate` read the table. A metric is a sum over all labels divided once by their number, not a mean of batch means.
 
 TensorFlow is imported inside the functions, because modules that run before `runtime.prepare` read the table.
 """
@@ -21,9 +20,10 @@ class Metric:
         name: key in Keras' logs, events and files; there the validation metric is `val_<name>`.
         title: name in tables and plots.
         format: format specification of a value, such as `.4f`.
-        per_token: maps losses, logits and labels of a batch (see `MaskedLMMetrics.sums`) to one value per slot,
-            [batch, slots], to be averaged over the slots with a label. None if `from_loss` computes the metric.
-        from_loss: maps the mean loss to the metric.
+        per_token: maps losses, logits and labels of a batch (see `AveragedMetrics.sums`) to one value per slot,
+            [batch, slots], to be averaged over the slots with a label. None if the metric is computed otherwise.
+        from_loss: maps the mean loss to the metric. A metric with neither is one of the model's validation metrics
+            (see `TrainingStep.compile_step`).
         hub_name: metric type in the front matter of a model card; "" leaves the metric out.
     """
 
@@ -76,55 +76,90 @@ METRICS: tuple[Metric, ...] = (
     Metric("masked_accuracy", "Masked accuracy (top 1)", ".2%", per_token=_is_most_likely, hub_name="accuracy"),
     Metric("masked_accuracy_top_5", "Masked accuracy (top 5)", ".2%", per_token=_is_among_top_5),
 )
-"""All metrics, in the order of files and tables."""
+"""The metrics of masked language modeling, in the order of files and tables."""
 
-NUM_LABELS = "num_labels"
-"""Key of the number of labels in `MaskedLMMetrics.sums`."""
+CLASSIFICATION_METRICS: tuple[Metric, ...] = (
+    Metric("loss", "Loss (nats per example)", ".4f", per_token=_cross_entropy, hub_name="loss"),
+    Metric("accuracy", "Accuracy", ".2%", per_token=_is_most_likely, hub_name="accuracy"),
+    Metric("macro_f1", "Macro F1", ".2%", hub_name="f1"),
+)
+TOKEN_CLASSIFICATION_METRICS: tuple[Metric, ...] = (
+    Metric("loss", "Loss (nats per word)", ".4f", per_token=_cross_entropy, hub_name="loss"),
+    Metric("accuracy", "Accuracy per word", ".2%", per_token=_is_most_likely, hub_name="accuracy"),
+    Metric("entity_precision", "Entity precision", ".2%", hub_name="precision"),
+    Metric("entity_recall", "Entity recall", ".2%", hub_name="recall"),
+    Metric("entity_f1", "Entity F1", ".2%", hub_name="f1"),
+)
 
 
-def metric_values(logs: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """All metrics by name.
+def metrics_of(objective: str) -> tuple[Metric, ...]:
+    """The table of metrics of an objective.
 
     Args:
-        logs: the averaged metrics by `prefix` + name, as `fit` and `evaluate` report them.
+        objective: a value of `objective.name`.
+    """
+    return {
+        "masked": METRICS,
+        "classification": CLASSIFICATION_METRICS,
+        "token_classification": TOKEN_CLASSIFICATION_METRICS,
+    }[objective]
+
+
+def find_metric(name: str) -> Metric | None:
+    """The metric of this name in any table; None if there is none."""
+    tables = (*METRICS, *CLASSIFICATION_METRICS, *TOKEN_CLASSIFICATION_METRICS)
+    return next((metric for metric in tables if metric.name == name), None)
+
+
+NUM_LABELS = "num_labels"
+"""Key of the number of labels in `AveragedMetrics.sums`."""
+
+
+def metric_values(logs: Mapping[str, Any], prefix: str = "", objective: str = "masked") -> dict[str, float]:
+    """All metrics by name that are in the logs or computed from them.
+
+    Args:
+        logs: the metrics by `prefix` + name, as `fit` and `evaluate` report them.
         prefix: "val_" for those of the validation.
+        objective: a value of `objective.name`.
     """
     values = {}
-    for metric in METRICS:
+    for metric in metrics_of(objective):
         if metric.from_loss:
             values[metric.name] = metric.from_loss(float(logs[prefix + LOSS.name]))
-        else:
+        elif prefix + metric.name in logs:
             values[metric.name] = float(logs[prefix + metric.name])
     return values
 
 
-class MaskedLMMetrics:
-    """The Keras metrics of `METRICS`, updated with sums over batches.
+class AveragedMetrics:
+    """The Keras metrics of a table that are averages over labels, updated with sums over batches.
 
     Keras' `Mean` keeps a weighted sum and the sum of the weights. In float64 the latter is exact over any epoch.
 
     Attributes:
-        all: a Keras `Mean` for each metric with `per_token`, in the order of `METRICS`.
+        all: a Keras `Mean` for each metric with `per_token`, in the order of the table.
+        not_averaged: other Keras metrics of the model. As attributes of the model, Keras would count their variables
+            as weights.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, table: tuple[Metric, ...], not_averaged: tuple[Any, ...] = ()) -> None:
         import tensorflow as tf
         import tf_keras as keras
 
-        self.all = [keras.metrics.Mean(metric.name, dtype=tf.float64) for metric in METRICS if metric.per_token]
+        self._averaged = [(metric.name, metric.per_token) for metric in table if metric.per_token]
+        self.all = [keras.metrics.Mean(name, dtype=tf.float64) for name, _ in self._averaged]
+        self.not_averaged = not_averaged
 
-    @staticmethod
-    def names() -> list[str]:
+    def names(self) -> list[str]:
         """Names of the elements of `sums`: the averaged metrics, and `NUM_LABELS`."""
-        return [*(metric.name for metric in METRICS if metric.per_token), NUM_LABELS]
+        return [*(name for name, _ in self._averaged), NUM_LABELS]
 
-    @classmethod
-    def by_name(cls, sums: Any) -> dict[str, Any]:
+    def by_name(self, sums: Any) -> dict[str, Any]:
         """The elements of `sums`, scalars by name."""
-        return {name: sums[i] for i, name in enumerate(cls.names())}
+        return {name: sums[i] for i, name in enumerate(self.names())}
 
-    @staticmethod
-    def sums(losses: Any, logits: Any, labels: Any, weights: Any) -> Any:
+    def sums(self, losses: Any, logits: Any, labels: Any, weights: Any) -> Any:
         """The sum of each averaged metric over the slots with a label, and their number: float64 [len(names())].
 
         One vector and not one tensor per metric: XLA would then choose other clusters of operations, and the weights
@@ -132,7 +167,7 @@ class MaskedLMMetrics:
 
         Args:
             losses: float32 [batch, slots], cross-entropy in nats.
-            logits: float32 [batch, slots, vocabulary].
+            logits: float32 [batch, slots, classes].
             labels: int32 [batch, slots].
             weights: float32 [batch, slots], 1 for a slot with a label, else 0.
         """
@@ -140,9 +175,8 @@ class MaskedLMMetrics:
 
         weights = tf.cast(weights, tf.float64)
         sums = [
-            tf.reduce_sum(tf.cast(metric.per_token(losses, logits, labels), tf.float64) * weights)
-            for metric in METRICS
-            if metric.per_token
+            tf.reduce_sum(tf.cast(per_token(losses, logits, labels), tf.float64) * weights)
+            for _, per_token in self._averaged
         ]
         return tf.stack([*sums, tf.reduce_sum(weights)])
 
@@ -152,6 +186,10 @@ class MaskedLMMetrics:
         for metric in self.all:
             metric.total.assign_add(by_name[metric.name])
             metric.count.assign_add(by_name[NUM_LABELS])
+
+    def results(self) -> dict[str, Any]:
+        """The averages so far, scalar tensors by name."""
+        return {metric.name: metric.result() for metric in self.all}
 
 
 def total_and_count(metric: Any) -> tuple[float, float]:
@@ -168,6 +206,6 @@ def metric_results(model: Any) -> dict[str, float]:
     """The averaged metrics of a model by name, over all replicas.
 
     Args:
-        model: a compiled `MaskedLanguageModel`.
+        model: a compiled `TrainingStep`.
     """
-    return {metric.name: float(metric.result()) for metric in model.metrics}
+    return {name: float(value) for name, value in model._averages.results().items()}

@@ -33,7 +33,8 @@ def save_model(model: MaskedLanguageModel, tokenizer: "PreTrainedTokenizerFast",
         is_transposed = transpose is modeling_tf_pytorch_utils.TransposeType.SIMPLE
         arrays[name] = array.T.copy() if is_transposed else array
     for name, trained in architecture_of(model.config.model_type).shared_weights.items():
-        arrays[name] = arrays[trained]
+        if trained in arrays:  # a classification model has no such head
+            arrays[name] = arrays[trained]
     path = folder / "model.safetensors"
     safetensors.numpy.save_file(arrays, path, metadata={"format": "pt"})
     path.chmod(folder.stat().st_mode & 0o666)  # safetensors makes it readable for the owner alone

@@ -13,12 +13,13 @@ from matplotlib.ticker import MaxNLocator
 
 from tf_mlm.config import Config, load_config, setting_fields
 from tf_mlm.errors import Refused
-from tf_mlm.model.metrics import LOSS, METRICS
+from tf_mlm.model.metrics import LOSS, find_metric
 from tf_mlm.run.directory import RunDirectory
 from tf_mlm.run.events import Events
 
 # Settings that decide what a validation loss measures, beside the text itself.
 _VALIDATION_SETTINGS = (
+    "objective.name",
     "data.sequence_length",
     "data.num_validation_sequences",
     "data.line_by_line",
@@ -88,7 +89,7 @@ class ComparedRun:
             "run": self.name,
             "state": "finished" if self.events.end else "diverged" if self.events.has_diverged else "unfinished",
             "best epoch": best.epoch if best else None,
-            **{f"best val_{metric.name}": validation.get(metric.name) for metric in METRICS},
+            **{f"best val_{name}": validation.get(name) for name in validation or [LOSS.name]},
             f"last val_{LOSS.name}": epochs[-1].val_loss if epochs else None,
             "steps": epochs[-1].step if epochs else 0,
             "seconds": self.seconds,
@@ -119,8 +120,9 @@ def describe_comparison(runs: list[ComparedRun]) -> str:
     rows = [["", *(run.name for run in runs)]]
     rows += [[name, *map(_show, values)] for name, values in differing_settings(runs).items()]
     results = [run.row() for run in runs]
-    for name in list(results[0])[1:]:
-        rows.append([name, *(_show_result(name, result[name]) for result in results)])
+    names = dict.fromkeys(name for result in results for name in list(result)[1:])
+    for name in names:
+        rows.append([name, *(_show_result(name, result.get(name)) for result in results)])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     if reason := why_not_comparable(runs):
@@ -145,7 +147,8 @@ def plot_comparison(runs: list[ComparedRun]) -> bytes:
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.tick_params(labelsize=9)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
-    by_step.set_ylabel("validation loss (nats per masked token)", fontsize=10)
+    unit = " per masked token" if runs[0].config.objective.name == "masked" else ""
+    by_step.set_ylabel(f"validation loss (nats{unit})", fontsize=10)
     figure.legend(*by_step.get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False, fontsize=9)
     if why_not_comparable(runs):
         warning = "not comparable: the runs have different validation data or masks"
@@ -162,8 +165,7 @@ def _show(value: Any) -> str:
 
 
 def _show_result(name: str, value: Any) -> str:
-    metric = next((metric for metric in METRICS if name.endswith(f" val_{metric.name}")), None)
-    if metric:
+    if metric := find_metric(name.rpartition(" val_")[2]):
         return metric.show(value)
     if name == "seconds":
         minutes, seconds = divmod(round(value), 60)

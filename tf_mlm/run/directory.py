@@ -20,19 +20,8 @@ from tf_mlm.atomic_files import TEMPORARY, recover, remove, write_atomically
 from tf_mlm.config import Config, dump_config
 from tf_mlm.errors import Refused
 from tf_mlm.json_text import dump_json
-from tf_mlm.model.metrics import METRICS
+from tf_mlm.model.metrics import metrics_of
 from tf_mlm.run.events import Event, Events, append_event, read_events
-
-HISTORY_COLUMNS = (
-    "epoch",
-    "step",
-    "loss",
-    *(f"val_{metric.name}" for metric in METRICS),
-    "learning_rate",
-    "tokens_per_second",
-    "seconds",
-)
-
 
 if TYPE_CHECKING:
     import numpy as np
@@ -252,9 +241,13 @@ class RunDirectory:
     def write_history(self) -> None:
         """history.csv, one row per epoch, derived from metrics.jsonl."""
         table = io.StringIO(newline="")
-        writer = csv.DictWriter(table, HISTORY_COLUMNS, extrasaction="ignore", lineterminator="\n")
+        events = self.read_events()
+        validation = (events.start and events.start.validation) or [metric.name for metric in metrics_of("masked")]
+        metrics = (f"val_{name}" for name in validation)
+        columns = ("epoch", "step", "loss", *metrics, "learning_rate", "tokens_per_second", "seconds")
+        writer = csv.DictWriter(table, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
-        writer.writerows(event.as_dict() for event in self.read_events().epochs)
+        writer.writerows(event.as_dict() for event in events.epochs)
         write_atomically(self.path / "history.csv", table.getvalue())
 
 

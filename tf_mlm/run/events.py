@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from tf_mlm.errors import Refused
 from tf_mlm.json_text import dump_json
-from tf_mlm.model.metrics import LOSS, METRICS
+from tf_mlm.model.metrics import LOSS, find_metric
 
 Fills = list[list[tuple[str, float]]]
 """For each example sentence, the most likely tokens of its first mask with their probabilities."""
@@ -62,7 +62,9 @@ class Event:
         known = {each.name for each in fields(cls)} - {"validation"}
         arguments = {name: value for name, value in values.items() if name in known}
         validation = {
-            metric.name: values[_VALIDATION + metric.name] for metric in METRICS if _VALIDATION + metric.name in values
+            key.removeprefix(_VALIDATION): value
+            for key, value in values.items()
+            if key.startswith(_VALIDATION) and find_metric(key.removeprefix(_VALIDATION))
         }
         try:
             return _ADAPTERS[cls].validate_python(arguments | {"validation": validation or None})

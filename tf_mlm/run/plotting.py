@@ -19,10 +19,11 @@ from matplotlib.text import Annotation
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox, BboxBase
 
+from tf_mlm.model.metrics import PERPLEXITY, Metric, find_metric
 from tf_mlm.run.events import EpochEvent, Event, Events, StartEvent
 
 # Okabe and Ito's colors, which color-blind readers can tell apart, also in gray.
-_TRAINING, _VALIDATION, _RATE, _REFERENCE = "#0072B2", "#D55E00", "#009E73", "#444444"
+_TRAINING, _VALIDATION, _RATE, _SCORE, _REFERENCE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#444444"
 _HALO = [withStroke(linewidth=3, foreground="white")]  # keeps text readable on a curve
 _LABEL_MARGIN = 5  # pixels around a label
 _LOG_10 = math.log(10)
@@ -257,16 +258,16 @@ def _draw_losses(axes: Axes, events: Events) -> list[Label]:
         labels.append(Label(text, tuple((-3.0 - shift, 3.0, "right", "bottom") for shift in range(0, 400, 50))))
     labels += _draw_references(axes, sorted(reference for reference in references if bottom <= reference[0] <= high))
 
-    axes.set_ylabel("loss (nats per masked token)", fontsize=10)
-    perplexity = axes.secondary_yaxis("right")
-    ticks = perplexity_ticks(*axes.get_ylim())
-    perplexity.set_yticks([loss for loss, _ in ticks], [label for _, label in ticks])
-    perplexity.tick_params(labelsize=9)
-    perplexity.set_ylabel("perplexity", fontsize=10)
-    perplexity.spines["right"].set_visible(False)
+    handles = axes.get_legend_handles_labels()[0]
+    if score := _score_of(events):
+        axes.set_ylabel("loss (nats)", fontsize=10)
+        handles += _draw_score(axes, score, events)
+    else:
+        axes.set_ylabel("loss (nats per masked token)", fontsize=10)
+        _draw_perplexities(axes)
     # Above the axes, where it covers nothing. The handles are passed, because matplotlib warns if there are none.
     axes.legend(
-        handles=axes.get_legend_handles_labels()[0],
+        handles=handles,
         loc="lower left",
         bbox_to_anchor=(-0.01, 1),
         ncols=4,
@@ -277,6 +278,45 @@ def _draw_losses(axes: Axes, events: Events) -> list[Label]:
         handlelength=1.6,
     )
     return labels
+
+
+def _draw_perplexities(axes: Axes) -> None:
+    """Draw an axis on the right with the perplexities of the losses."""
+    perplexity = axes.secondary_yaxis("right")
+    ticks = perplexity_ticks(*axes.get_ylim())
+    perplexity.set_yticks([loss for loss, _ in ticks], [label for _, label in ticks])
+    perplexity.tick_params(labelsize=9)
+    perplexity.set_ylabel("perplexity", fontsize=10)
+    perplexity.spines["right"].set_visible(False)
+
+
+def _score_of(events: Events) -> Metric | None:
+    """The metric of a fine-tuning that is drawn beside the loss: the last one; None for masked language modeling."""
+    names = list((events.start and events.start.validation) or ())
+    return find_metric(names[-1]) if len(names) > 1 and PERPLEXITY.name not in names else None
+
+
+def _draw_score(axes: Axes, score: Metric, events: Events) -> list[Any]:
+    """Draw a validation metric between 0 and 1 with an axis on the right. Returns its handles for the legend."""
+    validated = [*([events.start] if events.start else []), *events.epochs]
+    values = np.array([(event.validation or {}).get(score.name) for event in validated], dtype=float)
+    right = axes.twinx()
+    marker = "s" if len(validated) <= 40 else ""
+    right.plot(
+        _epochs_done(validated, events),
+        values,
+        color=_SCORE,
+        marker=marker,
+        markersize=4,
+        linestyle=":",
+        label=score.title,
+    )
+    right.set_ylim(0, 1.02)
+    right.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    right.tick_params(labelsize=9)
+    right.set_ylabel(f"validation {score.title[0].lower()}{score.title[1:]}", fontsize=10)
+    right.spines[["top", "right"]].set_visible(False)
+    return list(right.get_legend_handles_labels()[0])
 
 
 def _mask_ratios(events: Events) -> tuple[str, str]:

@@ -6,18 +6,15 @@ from typing import Any
 
 from tf_mlm import runtime
 from tf_mlm.data.corpus import SAMPLE
-from tf_mlm.data.masking import VALIDATION_PROBABILITY
 from tf_mlm.errors import Refused
-from tf_mlm.inference.fill_mask import fill_masks
 from tf_mlm.model.matmul_peak import measure_matmul_peak
 from tf_mlm.model.metrics import LOSS, metric_values
 from tf_mlm.run.checkpoint import Progress
-from tf_mlm.run.events import Fills, StartEvent
+from tf_mlm.run.events import StartEvent
 from tf_mlm.training.callbacks.best_model import save_best_model
 from tf_mlm.training.job import Job
 from tf_mlm.training.plan import disk_bytes, step_products_of
 
-_NUM_FILLS = 5
 _SCHEDULE_POINTS = 200  # of the curve of the learning rate
 
 
@@ -37,17 +34,11 @@ def begin(job: Job, progress: Progress) -> None:
         job.run.append_event(start)
 
 
-def fill_examples(job: Job, model: Any, tokenizer: Any) -> Fills:
-    """For each example sentence, the most likely tokens of its first mask."""
-    return [
-        [(fill.token, fill.probability) for fill in fill_masks(model, tokenizer, sentence, _NUM_FILLS)[0]]
-        for sentence in job.config.training.example_sentences
-    ]
-
-
 def _start_event(job: Job) -> StartEvent:
     config, length = job.config, job.length
-    validation = metric_values(job.model.evaluate(job.validation_dataset, verbose=0, return_dict=True))
+    validation = metric_values(
+        job.model.evaluate(job.validation_dataset, verbose=0, return_dict=True), objective=config.objective.name
+    )
     if not math.isfinite(validation[LOSS.name]):
         raise Refused(
             f"model.name = {config.model.name!r}: the loss before training is not finite, because the weights are "
@@ -61,15 +52,12 @@ def _start_event(job: Job) -> StartEvent:
     steps = sorted({*range(0, length.num_train_steps, every), length.num_warmup_steps, length.num_train_steps - 1})
     return StartEvent(
         validation=validation,
-        unigram_entropy=job.data.unigram_entropy,
-        mlm_probability=config.masking.mlm_probability,
-        validation_mlm_probability=VALIDATION_PROBABILITY,
         steps_per_epoch=length.steps_per_epoch,
         num_train_steps=length.num_train_steps,
         num_warmup_steps=length.num_warmup_steps,
         schedule=[(step + 1, float(job.schedule(step))) for step in steps],
         matmul_peak_tokens_per_second=peak,
-        fills=fill_examples(job, job.model, job.tokenizer),
+        **job.objective.start_facts(config, job.data, job.model, job.tokenizer),
     )
 
 

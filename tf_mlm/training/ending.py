@@ -8,22 +8,19 @@ import tensorflow as tf
 
 from tf_mlm.atomic_files import atomic_directory, write_atomically
 from tf_mlm.errors import as_os_error
-from tf_mlm.export.saved_model import export_saved_model
-from tf_mlm.model.loading import load_trained
-from tf_mlm.model.metrics import LOSS, PERPLEXITY, metric_values
+from tf_mlm.model.metrics import metrics_of
 from tf_mlm.run.checkpoint import Progress
 from tf_mlm.run.events import EndEvent, EpochEvent, Events, StartEvent
 from tf_mlm.run.model_card import build_model_card, load_report
-from tf_mlm.training.beginning import fill_examples
 from tf_mlm.training.job import Job
 
 
 def export(job: Job, progress: Progress) -> None:
     """Export the best model and write the model card and the end event. Then remove the checkpoints."""
     run = job.run
-    model, tokenizer = load_trained(str(run.model_path))
+    model, tokenizer = job.objective.load_trained(run.model_path)
     with as_os_error(tf.errors.OpError), atomic_directory(run.saved_model_path) as temporary:
-        why_no_strings = export_saved_model(model, tokenizer, temporary)
+        why_no_strings = job.objective.export_saved_model(model, tokenizer, temporary)
     if why_no_strings:
         print(f"export     {why_no_strings}")
     events = run.read_events()
@@ -40,7 +37,7 @@ def export(job: Job, progress: Progress) -> None:
         num_tokens=job.tokens_seen(progress),
         stopped_early=last.step < job.length.num_train_steps,
         rolled_back=progress.rolled_back,
-        fills=fill_examples(job, model, tokenizer),
+        **job.objective.end_facts(job.config, model, tokenizer),
     )
     report = load_report(run, Events([*events, end]), takes_strings=not why_no_strings)
     write_atomically(run.path / "README.md", build_model_card(report))
@@ -58,18 +55,19 @@ def _describe_end(job: Job, best: StartEvent | EpochEvent, last: EpochEvent, end
         reason = f"val_loss has not improved for {epochs} (training.early_stopping_patience)"
         reason = reason if patience else "a callback stopped it"
         lines.append(f"stopped    after epoch {last.epoch} of {job.length.epochs}: {reason}")
-    values = metric_values({**(best.validation or {})}) if best.validation else {}
-    result = f"val_loss {LOSS.show(values.get(LOSS.name))}, perplexity {PERPLEXITY.show(values.get(PERPLEXITY.name))}"
+    values = best.validation or {}
+    metrics = {metric.name: metric for metric in metrics_of(job.config.objective.name)}
+    loss, headline = metrics["loss"], metrics[job.objective.headline]
+    result = f"val_loss {loss.show(best.val_loss)}, {headline.name} {headline.show(values.get(headline.name))}"
     if best.epoch == 0:
         lines.append(
             f"warning    no epoch was better than the model before training ({result}; after the last epoch val_loss "
-            f"{LOSS.show(last.val_loss)}): model/ and saved_model/ contain the starting model; lower "
+            f"{loss.show(last.val_loss)}): model/ and saved_model/ contain the starting model; lower "
             "optimizer.learning_rate, or train on more text"
         )
-    sentence = next(iter(config.example_sentences), "This is a great [MASK].")
     lines += [
         f"finished   {path}: best epoch {best.epoch} of {last.epoch}, {result}",
         f"           loss.png, README.md (model card), model/, saved_model/; curve in {job.run.choose_curve()}",
-        f'try        python -m tf_mlm fill-mask {path} "{sentence}"',
+        f"try        {job.objective.example_command(job.config, path)}",
     ]
     return "\n".join(lines)

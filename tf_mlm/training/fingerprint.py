@@ -18,6 +18,8 @@ def fingerprint(job: Job) -> str:
     decisive["training"].pop("log_every")
     decisive["data"].pop("dataset")
     decisive["model"].pop("name")
+    if job.config.objective.name == "masked":
+        decisive.pop("objective")  # so that a run of an earlier version can be resumed
     digest = xxhash.xxh3_128()
     digest.update(
         json.dumps([decisive, job.machine.precision.name, job.data.facts["fingerprint"]], sort_keys=True).encode()

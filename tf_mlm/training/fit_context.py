@@ -47,6 +47,7 @@ class FitContext:
             num_train_steps=length.num_train_steps,
             log_every=config.training.log_every,
             max_bad_steps=config.training.max_bad_steps,
+            objective=config.objective.name,
             matmul_peak=events.start.matmul_peak_tokens_per_second if events.start else None,
         )
         self._checkpoints = Checkpoints(
@@ -96,7 +97,7 @@ class FitContext:
         is_epoch_end = step % job.length.steps_per_epoch == 0 or step == job.length.num_train_steps
         if not step or not is_epoch_end or (epochs and epochs[-1].step >= step):
             return
-        logs = metric_values(metric_results(job.model))
+        logs = metric_values(metric_results(job.model), objective=job.config.objective.name)
         every = keras.callbacks.CallbackList(self.callbacks, model=job.model)
         every.on_epoch_begin(len(epochs))
         results = job.model.evaluate(job.validation_dataset, verbose=0, return_dict=True, callbacks=every)

@@ -11,6 +11,8 @@ from tf_mlm.model.optimizer import WarmUp, build_schedule
 from tf_mlm.run.checkpoint import Progress
 from tf_mlm.run.directory import RunDirectory
 from tf_mlm.training.length import RunLength
+from tf_mlm.training.objectives.base import Objective
+from tf_mlm.training.objectives.table import OBJECTIVES
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,10 @@ class Job:
     model: Any
     newly_initialized: list[str]
     length: RunLength
+
+    @property
+    def objective(self) -> Objective:
+        return OBJECTIVES[self.config.objective.name]
 
     @cached_property
     def schedule(self) -> WarmUp:

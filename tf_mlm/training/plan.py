@@ -73,8 +73,7 @@ def _memory_bytes(job: Job) -> float:
     per_layer += (
         5 / 2 * activation_bytes * model_config.num_attention_heads * sequences * config.data.sequence_length**2
     )
-    slots = sequences * num_slots(config.data.sequence_length, config.masking.mlm_probability)
-    logits = _LOGITS_COPIES * 4 * slots * model_config.vocab_size
+    logits = _LOGITS_COPIES * 4 * sequences * job.objective.logits_per_sequence(config, job.model)
     added = (16 if is_float32 else 18) * int(job.model.count_params())
     return float(peak_memory_bytes() + added + model_config.num_hidden_layers * per_layer + logits)
 

@@ -6,11 +6,8 @@ import tf_keras as keras
 
 from tf_mlm import runtime
 from tf_mlm.config import Config
-from tf_mlm.data.corpus import load_corpus
-from tf_mlm.data.masking import num_slots
-from tf_mlm.data.prepared import prepare_data
 from tf_mlm.errors import NonFiniteLoss
-from tf_mlm.model.loading import load_model, load_model_config
+from tf_mlm.model.loading import load_model_config
 from tf_mlm.model.optimizer import build_optimizer
 from tf_mlm.model.tokenizer import load_tokenizer
 from tf_mlm.run.directory import RunDirectory
@@ -19,6 +16,7 @@ from tf_mlm.training.ending import export
 from tf_mlm.training.fit_context import FitContext
 from tf_mlm.training.job import Job
 from tf_mlm.training.length import RunLength
+from tf_mlm.training.objectives.table import OBJECTIVES
 from tf_mlm.training.plan import describe_trial, run_trial
 from tf_mlm.training.recovery import restore, roll_back
 from tf_mlm.training.summary import describe
@@ -61,28 +59,22 @@ def train(config: Config, run: RunDirectory, callbacks: Sequence[keras.callbacks
 
 
 def build_job(config: Config, run: RunDirectory) -> Job:
-    """Load the text and the tokenizer, tokenize, build the model and compile it.
+    """Load the documents and the tokenizer, tokenize, build the model and compile it.
 
     Raises:
         Refused: the data or the model is missing or does not fit.
     """
-    machine = runtime.set_up(config)
+    machine, objective = runtime.set_up(config), OBJECTIVES[config.objective.name]
     if config.model.name:
         load_model_config(config.model)  # refuses a wrong model before the data is prepared, which can take long
-    corpus = load_corpus(config.data, config.training.seed)
-    tokenizer = load_tokenizer(config.model, corpus.train["text"])
-    data = prepare_data(config, corpus, tokenizer)
+    documents = objective.load_documents(config)
+    tokenizer = load_tokenizer(config.model, () if config.model.name else documents.train["text"])
+    data = objective.prepare(config, documents, tokenizer)
     length = RunLength.of(config, len(data.train_rows))
     with machine.strategy.scope():
-        model, newly_initialized = load_model(config.model, tokenizer, config.data.sequence_length)
-        model.compile(
-            build_optimizer(config.optimizer, length.num_train_steps, machine.precision.name),
-            max_masked_per_sequence=num_slots(config.data.sequence_length, config.masking.mlm_probability),
-            accumulate_steps=config.training.accumulate_steps,
-            clip_norm=config.optimizer.clip_norm,
-            seed=config.training.seed,
-            jit_compile=machine.xla.mode == "step",
-        )
+        model, newly_initialized = objective.load_model(config, tokenizer, data)
+        optimizer = build_optimizer(config.optimizer, length.num_train_steps, machine.precision.name)
+        objective.compile(model, config, optimizer, jit_compile=machine.xla.mode == "step")
     return Job(config, run, machine, tokenizer, data, model, newly_initialized, length)
 
 

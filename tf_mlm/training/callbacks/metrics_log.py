@@ -26,6 +26,7 @@ class MetricsLog(keras.callbacks.Callback):
         num_train_steps: number of updates after which training stops, also in the middle of an epoch.
         max_bad_steps: `NonFiniteLoss` is raised after this number of consecutive steps with a loss or gradient that is
             not finite.
+        objective: a value of `objective.name`.
         matmul_peak: positions per second of the matrix products alone; None if not measured.
     """
 
@@ -41,6 +42,7 @@ class MetricsLog(keras.callbacks.Callback):
         num_train_steps: int,
         log_every: int,
         max_bad_steps: int,
+        objective: str = "masked",
         matmul_peak: float | None = None,
     ):
         super().__init__()
@@ -53,6 +55,7 @@ class MetricsLog(keras.callbacks.Callback):
         self._num_train_steps = num_train_steps
         self._log_every = log_every
         self._max_bad_steps = max_bad_steps
+        self._objective = objective
         self._matmul_peak = matmul_peak
         self._epoch = progress.step // steps_per_epoch + 1
         self._last_step = self.step = progress.step
@@ -125,7 +128,7 @@ class MetricsLog(keras.callbacks.Callback):
                 epoch=self._epoch,
                 step=self.step,
                 loss=finite_or_none(float(logs[LOSS.name])) or None,  # 0 only if there is no label
-                validation=metric_values(logs, "val_"),
+                validation=metric_values(logs, "val_", self._objective),
                 learning_rate=self._learning_rate(),
                 skipped_steps=self.skipped_steps,
                 seconds=round(seconds, 3),

@@ -7,7 +7,7 @@ from typing import Any
 import tf_keras as keras
 from tqdm.auto import tqdm
 
-from tf_mlm.model.metrics import LOSS, METRICS
+from tf_mlm.model.metrics import LOSS, find_metric
 from tf_mlm.run.events import EpochEvent, Event, StepEvent
 
 
@@ -44,7 +44,8 @@ class ProgressLines(keras.callbacks.Callback):
             )
         elif isinstance(event, EpochEvent):
             validation = event.validation or {}
-            values = "  ".join(f"val_{metric.name} {metric.show(validation.get(metric.name))}" for metric in METRICS)
+            metrics = filter(None, map(find_metric, validation))
+            values = "  ".join(f"val_{metric.name} {metric.show(validation[metric.name])}" for metric in metrics)
             text = (
                 f"epoch {event.epoch}/{self._epochs}  loss {LOSS.show(event.loss)}  {values}  "
                 f"{_speed(event)}  {self._time_left(event.step)} left"
