@@ -1,6 +1,7 @@
 """Write docs/settings.md from tf_mlm/config.py: `python docs/make_settings.py`."""
 
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal, get_args, get_origin
 
 from tf_mlm.config import setting_fields
@@ -51,7 +52,9 @@ def _values(field: Any) -> str:
         return ", ".join(f"`{value}`" for value in get_args(field.type))
     if field.type is bool:
         return "`true`, `false`"
-    kind = {int: "integer", float: "number", str: "text"}.get(field.type, "list of texts")
+    names: dict[Any, str] = {int: "integer", float: "number", str: "text"}
+    kinds = get_args(field.type) if isinstance(field.type, UnionType) else (field.type,)
+    kind = " or ".join(names.get(each, "list of texts") for each in kinds)
     limits = [
         _LIMITS[type(limit).__name__].format(limit)
         for limit in field.default.metadata

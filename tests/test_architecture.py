@@ -37,6 +37,7 @@ ORDER = [
     "tf_mlm.model.tokenizer",
     "tf_mlm.model.loading",
     "tf_mlm.model.saving",
+    "tf_mlm.model.freezing",
     "tf_mlm.model.optimizer",
     "tf_mlm.run",
     "tf_mlm.run.events",

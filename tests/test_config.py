@@ -85,6 +85,19 @@ def test_example_sentences_are_a_list() -> None:
     assert config.training.example_sentences == tuple(sentences)
 
 
+def test_the_weights_to_train_are_one_name_or_a_list(tmp_path: Path) -> None:
+    assert load_config(None, {"model.train": ["head"]}).model.train == "head"
+    assert load_config(None, {"model.train": ["layer.4", "layer.5"]}).model.train == ("layer.4", "layer.5")
+    config = load_config(written(tmp_path, '[model]\ntrain = ["layer.4", "head"]\n'))
+    assert config.model.train == ("layer.4", "head") and load_config(written(tmp_path, dump_config(config))) == config
+
+
+@pytest.mark.parametrize("value", ["", [], ["head", ""]])
+def test_an_empty_name_of_weights_to_train_is_refused(value: Any) -> None:
+    with pytest.raises(Refused, match="--model.train = .*must be all, head, or a list of names"):
+        load_config(None, {"model.train": value})
+
+
 def test_a_config_is_immutable() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().training.epochs = 3  # type: ignore[misc]

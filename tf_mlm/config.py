@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails
 
@@ -42,12 +42,29 @@ class ModelConfig:
     )
     revision: str = _setting("", "branch, tag or commit on the Hub; '' is the default branch")
     from_config: bool = _setting(False, "start from random weights with the config of `name`")
+    train: str | tuple[str, ...] = Field(
+        default="all",
+        description="weights to train: all, head, or a list of parts of weight names such as layer.5",
+    )
     vocab_size: int = _setting(8000, "new models only: size of the WordPiece vocabulary", ge=100)
     n_layers: int = _setting(6, "new models only: number of transformer layers", ge=1)
     dim: int = _setting(768, "new models only: size of the hidden states", ge=1)
     n_heads: int = _setting(12, "new models only: number of attention heads; must divide dim", ge=1)
     hidden_dim: int = _setting(3072, "new models only: size of the feed-forward layers", ge=1)
     dropout: float = _setting(0.1, "new models only: dropout rate", ge=0, lt=1)
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _unwrap(cls, value: Any) -> Any:
+        """One name is the same as a list of one name."""
+        return value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
+
+    @field_validator("train")
+    @classmethod
+    def _check_train(cls, value: Any) -> Any:
+        if not value or not all(value):
+            raise ValueError("must be all, head, or a list of names")
+        return value
 
     @cached_property
     def source(self) -> Source:
@@ -229,6 +246,8 @@ class Config:
             raise ValueError(
                 "data.streaming requires data.num_train_sequences and data.num_validation_sequences above 0"
             )
+        if self.training.measure_matmul_peak and self.model.train != "all":
+            raise ValueError("training.measure_matmul_peak requires model.train = 'all'")
         if self.objective.name == "masked":
             if self.objective.label_column or self.objective.text_pair_column:
                 raise ValueError(

@@ -15,6 +15,7 @@ from tf_mlm.run.directory import RunDirectory
 MODEL = SimpleNamespace(
     config=SimpleNamespace(hidden_size=768, num_hidden_layers=6, num_attention_heads=12, vocab_size=30522),
     count_params=lambda: 66_985_530,
+    trainable_variables=[SimpleNamespace(shape=(66_985_530,))],
 )
 """The part of a model that a plan needs, with the size of DistilBERT-base."""
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from tests.tiny_run import STEPS_PER_EPOCH, TINY, inside, read_metrics, timeless, train
 from tf_mlm.commands.main import main, train_main
@@ -104,6 +105,24 @@ def test_an_epochs_loss_is_the_token_weighted_mean_of_its_steps(finished_run: Pa
     losses, epoch = [event["loss"] for event in events[:-1]], events[-1]
     assert min(losses) < epoch["loss"] < max(losses)
     assert epoch["loss"] == pytest.approx(np.average(losses, weights=[2, 4, 3.7]), abs=0.02)
+
+
+def test_a_frozen_encoder_keeps_its_weights_also_when_the_run_is_resumed(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ("--model", str(finished_run / "model"), "--model.train", "head", "--epochs", "2")
+    assert train(tmp_path, *flags, "--output-dir", "WHOLE") == 0
+    with monkeypatch.context() as patch:
+        send_signal(patch, "on_train_batch_end", at_step=13)
+        assert train(tmp_path, *flags, "--output-dir", "RUN") == 143
+    with inside(tmp_path):
+        assert main(["train", "--resume", "RUN"]) == 0
+    assert_same_run(tmp_path / "RUN", tmp_path / "WHOLE")
+    before, after = (
+        safetensors.numpy.load_file(run / "model" / "model.safetensors") for run in (finished_run, tmp_path / "RUN")
+    )
+    changed = {name.split(".")[0] for name in before if (before[name] != after[name]).any()}
+    assert changed == {"vocab_transform", "vocab_layer_norm", "vocab_projector"}
 
 
 def test_the_loss_decreases_from_that_before_training(finished_run: Path) -> None:

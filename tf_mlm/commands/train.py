@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, field in setting_fields().items():
         section = name.partition(".")[0]
         group = groups.get(section) or groups.setdefault(section, parser.add_argument_group(f"[{section}]"))
-        extra: dict[str, Any] = {"nargs": "+"} if isinstance(field.default.default, tuple) else {}
+        extra: dict[str, Any] = {"nargs": "+"} if _takes_several(field) else {}
         if field.type is bool:
             extra = {"nargs": "?", "const": "true"}
         group.add_argument(
@@ -61,6 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help=_help(field).replace("%", "%%"),
             **extra,
         )
+
+
+def _takes_several(field: Any) -> bool:
+    return any(typing.get_origin(each) is tuple for each in (field.type, *typing.get_args(field.type)))
 
 
 def _help(field: Any) -> str:

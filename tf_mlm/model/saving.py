@@ -25,12 +25,10 @@ def save_model(model: MaskedLanguageModel, tokenizer: "PreTrainedTokenizerFast",
         safetensors.SafetensorError: the weights cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    pytorch_name: Any = modeling_tf_pytorch_utils.convert_tf_weight_name_to_pt_weight_name
     arrays = {}
     for variable in model.weights:
-        name, transpose = pytorch_name(variable.name, tf_weight_shape=variable.shape, name_scope=None)
+        name, is_transposed = pytorch_name(variable)
         array = variable.numpy()
-        is_transposed = transpose is modeling_tf_pytorch_utils.TransposeType.SIMPLE
         arrays[name] = array.T.copy() if is_transposed else array
     for name, trained in architecture_of(model.config.model_type).shared_weights.items():
         if trained in arrays:  # a classification model has no such head
@@ -39,6 +37,13 @@ def save_model(model: MaskedLanguageModel, tokenizer: "PreTrainedTokenizerFast",
     safetensors.numpy.save_file(arrays, path, metadata={"format": "pt"})
     path.chmod(folder.stat().st_mode & 0o666)  # safetensors makes it readable for the owner alone
     save_config_and_tokenizer(model, tokenizer, folder)
+
+
+def pytorch_name(variable: Any) -> tuple[str, bool]:
+    """The name of a variable in PyTorch's files, and whether PyTorch stores its transpose."""
+    convert: Any = modeling_tf_pytorch_utils.convert_tf_weight_name_to_pt_weight_name
+    name, transpose = convert(variable.name, tf_weight_shape=variable.shape, name_scope=None)
+    return name, transpose is modeling_tf_pytorch_utils.TransposeType.SIMPLE
 
 
 def save_config_and_tokenizer(model: MaskedLanguageModel, tokenizer: "PreTrainedTokenizerFast", folder: Path) -> None:

@@ -191,7 +191,8 @@ class TrainingStep(keras.Model):
         self, features: dict[str, tf.Tensor], labels: tf.Tensor, num_labels: tf.Tensor
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
         scales_loss = isinstance(self.optimizer, keras.mixed_precision.LossScaleOptimizer)
-        with tf.GradientTape() as tape:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(self.trainable_variables)  # not frozen ones, whose gradients would take time
             losses, logits, slot_labels, weights = self.label_outputs(features, labels, training=True)
             loss = tf.reduce_sum(losses) / num_labels
             if scales_loss:

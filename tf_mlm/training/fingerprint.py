@@ -18,8 +18,11 @@ def fingerprint(job: Job) -> str:
     decisive["training"].pop("log_every")
     decisive["data"].pop("dataset")
     decisive["model"].pop("name")
+    # Settings that are younger than some runs are omitted at their defaults, so that these runs can be resumed.
     if job.config.objective.name == "masked":
-        decisive.pop("objective")  # so that a run of an earlier version can be resumed
+        decisive.pop("objective")
+    if job.config.model.train == "all":
+        decisive["model"].pop("train")
     digest = xxhash.xxh3_128()
     digest.update(
         json.dumps([decisive, job.machine.precision.name, job.data.facts["fingerprint"]], sort_keys=True).encode()

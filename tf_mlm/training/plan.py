@@ -1,6 +1,7 @@
 """Estimates the steps, tokens, learning rates, memory, disk space and time of a training."""
 
 import contextlib
+import math
 import time
 from dataclasses import dataclass
 from datetime import timedelta
@@ -39,12 +40,20 @@ def describe_plan(job: Job) -> str:
             f"batch {config.training.batch_size}, warmup {length.num_warmup_steps:,}",
             f"tokens     {tokens:>10,} in training, without padding; {positions:,} positions per step",
             f"rate       {rates}",
-            f"parameters {job.model.count_params():>10,}",
+            f"parameters {job.model.count_params():>10,}" + _describe_frozen(job),
             f"memory     {_memory_bytes(job) / 2**30:>10.1f} GiB at the peak, estimated",
             f"disk       {describe_bytes(disk_bytes(job)):>10} at the peak, for {config.checkpoint.keep + 1} "
             f"checkpoints and the model; {describe_bytes(free_bytes(job.run.path))} free",
         ]
     )
+
+
+def _num_trained_parameters(job: Job) -> int:
+    return sum(math.prod(variable.shape) for variable in job.model.trainable_variables)
+
+
+def _describe_frozen(job: Job) -> str:
+    return "" if job.config.model.train == "all" else f", {_num_trained_parameters(job):,} of them trained"
 
 
 def disk_bytes(job: Job) -> int:
@@ -53,7 +62,7 @@ def disk_bytes(job: Job) -> int:
     The SavedModel is written at the end and needs less.
     """
     weights = 4 * int(job.model.count_params())
-    checkpoint = 4 * weights  # with the two moments of Adam and the best model
+    checkpoint = 2 * weights + 8 * _num_trained_parameters(job)  # the best model, and the two moments of Adam
     return (job.config.checkpoint.keep + 1) * checkpoint + weights + _SMALL_FILES_BYTES
 
 
@@ -74,7 +83,7 @@ def _memory_bytes(job: Job) -> float:
         5 / 2 * activation_bytes * model_config.num_attention_heads * sequences * config.data.sequence_length**2
     )
     logits = _LOGITS_COPIES * 4 * sequences * job.objective.logits_per_sequence(config, job.model)
-    added = (16 if is_float32 else 18) * int(job.model.count_params())
+    added = 16 * _num_trained_parameters(job) + (0 if is_float32 else 2) * int(job.model.count_params())
     return float(peak_memory_bytes() + added + model_config.num_hidden_layers * per_layer + logits)
 
 

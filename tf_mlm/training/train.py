@@ -7,6 +7,7 @@ import tf_keras as keras
 from tf_mlm import runtime
 from tf_mlm.config import Config
 from tf_mlm.errors import NonFiniteLoss
+from tf_mlm.model.freezing import freeze
 from tf_mlm.model.loading import load_model_config
 from tf_mlm.model.optimizer import build_optimizer
 from tf_mlm.model.tokenizer import load_tokenizer
@@ -73,6 +74,7 @@ def build_job(config: Config, run: RunDirectory) -> Job:
     length = RunLength.of(config, len(data.train_rows))
     with machine.strategy.scope():
         model, newly_initialized = objective.load_model(config, tokenizer, data)
+        freeze(model, config.model.train, newly_initialized)
         optimizer = build_optimizer(config.optimizer, length.num_train_steps, machine.precision.name)
         objective.compile(model, config, optimizer, jit_compile=machine.xla.mode == "step")
     return Job(config, run, machine, tokenizer, data, model, newly_initialized, length)
