@@ -195,6 +195,12 @@ def test_the_card_names_the_origin_of_the_weights() -> None:
     )
 
 
+def test_the_card_names_the_weights_that_were_trained() -> None:
+    card = build_model_card(_report(config=_config(model__train=["layer.5", "head"])))
+    assert "Only a part of the weights was trained (`model.train`: `layer.5`, `head`); the others were frozen." in card
+    assert "Only a part" not in build_model_card(_report())
+
+
 @pytest.mark.parametrize(
     ("model_type", "architecture", "sentence"),
     [

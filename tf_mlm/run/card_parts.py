@@ -139,6 +139,10 @@ def outcome(report: RunReport) -> list[str]:
         epochs = f"{patience} epoch{'s' * (patience > 1)}"
         reason = f"the validation loss had not improved for {epochs}" if patience else "a callback stopped it"
         paragraphs.append(f"Training stopped early, after epoch {end.epoch}: {reason}.")
+    if config.model.train != "all":
+        selected = [config.model.train] if isinstance(config.model.train, str) else config.model.train
+        names = ", ".join(f"`{escaped(name)}`" for name in selected)
+        paragraphs.append(f"Only a part of the weights was trained (`model.train`: {names}); the others were frozen.")
     if report.new_weights:
         names = ", ".join(f"`{weight}`" for weight in report.new_weights)
         paragraphs.append(f"Newly initialized weights (missing from the starting checkpoint): {names}.")
