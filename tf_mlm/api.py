@@ -51,9 +51,10 @@ class Run:
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
-        from tf_mlm.model.loading import load_trained
+        from tf_mlm.training.objectives.table import OBJECTIVES
 
-        return load_trained(str(self.path / "model"))
+        objective = load_config(self.path / "config.toml").objective
+        return OBJECTIVES[objective.name].load_trained(self.path / "model")
 
 
 def train(

@@ -324,7 +324,14 @@ def test_fill_mask_and_predict_name_the_right_command(classifier: Path, finished
     assert main(["predict", str(finished_run), "a film"]) == 2
     assert "is not a classification model; train one with tf-mlm finetune" in capsys.readouterr().err
     assert main(["fill-mask", str(classifier), "a [MASK] film"]) == 2
-    assert "masked language modeling head are missing" in capsys.readouterr().err
+    assert "has no masked language modeling head; use it with tf-mlm predict" in capsys.readouterr().err
+
+
+def test_the_python_api_loads_the_model_of_a_fine_tuned_run(classifier: Path) -> None:
+    from tf_mlm.api import Run
+
+    assert Run(classifier).model.config.num_labels == 2
+    assert Run(classifier).history[0]["val_accuracy"] > 0
 
 
 def test_the_help_and_a_refusal_do_not_import_tensorflow() -> None:

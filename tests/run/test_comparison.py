@@ -17,6 +17,7 @@ from tf_mlm.run.comparison import (
 )
 from tf_mlm.run.directory import RunDirectory
 from tf_mlm.run.events import EndEvent, EpochEvent, StartEvent
+from tf_mlm.run.probe_results import ProbedSize, ProbeResults, Score, write_probe
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +76,35 @@ def test_different_validation_data_or_masks_are_reported(changes: dict[str, Any]
     last = describe_comparison(runs).splitlines()[-1]
     assert last.startswith(f"warning: the validation losses are not comparable, because these differ: {reason}")
     assert plot_comparison(runs) != plot_comparison([runs[0], runs[0]])
+
+
+def make_probe(accuracy: float, dataset: str = "reviews") -> ProbeResults:
+    scores = {"adapted": {name: Score.of([accuracy]) for name in ("accuracy", "macro_f1")}}
+    sizes = [ProbedSize(size, 16, 1, scores, {}) for size in (8, None)]
+    return ProbeResults({"adapted": "m"}, dataset, ["0", "1"], 100, 50, 128, "mean", "float32", 42, sizes, [])
+
+
+def test_the_probes_of_the_runs_are_compared() -> None:
+    for name, accuracy in (("a", 0.75), ("b", 0.8)):
+        make_run(name, 5.0, 4.0)
+        write_probe(make_probe(accuracy), Path(name))
+    runs = [ComparedRun.load("a"), ComparedRun.load("b"), make_run("c", 5.0, 4.0)]
+    text = describe_comparison(runs)
+    for labels in ("8", "all"):
+        (line,) = [line for line in text.splitlines() if line.startswith(f"probe accuracy, {labels} labels per class ")]
+        assert line.split()[-3:] == ["75.00%", "80.00%", "–"]
+    assert "warning" not in text
+    write_probe(make_probe(0.8, dataset="films"), Path("b"))
+    text = describe_comparison([ComparedRun.load("a"), ComparedRun.load("b")])
+    assert text.splitlines()[-1] == "warning: the probes are not comparable, because these differ: dataset"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"models": {}}'])
+def test_a_damaged_probe_is_refused(content: str) -> None:
+    make_run("a", 5.0, 4.0)
+    Path("a/probe.json").write_text(content)
+    with pytest.raises(Refused, match="a/probe.json: is damaged: .*; run tf-mlm probe again"):
+        ComparedRun.load("a")
 
 
 def test_the_plot_has_the_promised_size_for_any_runs() -> None:

@@ -26,6 +26,7 @@ def run(arguments: argparse.Namespace) -> None:
         differing_settings,
         plot_comparison,
         why_not_comparable,
+        why_probes_not_comparable,
     )
 
     runs = [ComparedRun.load(name) for name in arguments.runs]
@@ -41,6 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
             "runs": [each.row() for each in runs],
             "settings": differing_settings(runs),
             "not_comparable": why_not_comparable(runs),
+            "probes_not_comparable": why_probes_not_comparable(runs),
         }
         print(dump_json(content))
         return

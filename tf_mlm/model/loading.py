@@ -169,6 +169,10 @@ def load_trained(
     """
     pretrained = PretrainedModel.named(name)
     model_config = _load_config(pretrained)
+    if objective_of(model_config):
+        raise pretrained.refusal(
+            "is a classification model and has no masked language modeling head; use it with tf-mlm predict"
+        )
     tokenizer = load_pretrained_tokenizer(pretrained)
     _check_fits(pretrained, model_config, tokenizer, sequence_length)
     with _precision_policy(policy):

@@ -141,7 +141,7 @@ def outcome(report: RunReport) -> list[str]:
         paragraphs.append(f"Training stopped early, after epoch {end.epoch}: {reason}.")
     if config.model.train != "all":
         selected = [config.model.train] if isinstance(config.model.train, str) else config.model.train
-        names = ", ".join(f"`{escaped(name)}`" for name in selected)
+        names = ", ".join(f"`{name}`" for name in selected)
         paragraphs.append(f"Only a part of the weights was trained (`model.train`: {names}); the others were frozen.")
     if report.new_weights:
         names = ", ".join(f"`{weight}`" for weight in report.new_weights)

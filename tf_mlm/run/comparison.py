@@ -16,6 +16,7 @@ from tf_mlm.errors import Refused
 from tf_mlm.model.metrics import LOSS, find_metric
 from tf_mlm.run.directory import RunDirectory
 from tf_mlm.run.events import Events
+from tf_mlm.run.probe_results import ProbeResults, load_probe
 
 # Settings that decide what a validation loss measures, beside the text itself.
 _VALIDATION_SETTINGS = (
@@ -28,6 +29,7 @@ _VALIDATION_SETTINGS = (
     "masking.random_replace_prob",
     "training.seed",
 )
+_PROBE = "probe accuracy,"  # followed by the number of labels
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 
 
@@ -38,12 +40,14 @@ class ComparedRun:
     Attributes:
         name: as the user gave it.
         environment: the content of environment.json.
+        probe: the results of `tf-mlm probe`; None if the run has not been probed.
     """
 
     name: str
     config: Config
     environment: dict[str, Any]
     events: Events
+    probe: ProbeResults | None = None
 
     @classmethod
     def load(cls, name: str) -> "ComparedRun":
@@ -59,7 +63,7 @@ class ComparedRun:
         if events.start is None:
             raise Refused(f"{name}: this run has not begun to train; wait for its first validation")
         environment = json.loads(run.environment_path.read_text(encoding="utf-8"))
-        return cls(name, load_config(run.config_path), environment, events)
+        return cls(name, load_config(run.config_path), environment, events, load_probe(run.path))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -94,6 +98,10 @@ class ComparedRun:
             "steps": epochs[-1].step if epochs else 0,
             "seconds": self.seconds,
             "tokens/s": float(np.median(speeds)) if speeds else None,
+            **{
+                f"{_PROBE} {size.name} labels per class": size.scores["adapted"]["accuracy"].mean
+                for size in (self.probe.sizes if self.probe else ())
+            },
         }
 
 
@@ -115,10 +123,17 @@ def why_not_comparable(runs: list[ComparedRun]) -> str:
     return ", ".join(reasons)
 
 
+def why_probes_not_comparable(runs: list[ComparedRun]) -> str:
+    """The attributes in which the probes of the runs differ, as a clause; "" where they can be compared."""
+    probes = [run.probe for run in runs if run.probe]
+    names = ("dataset", "num_test_documents", "pooling", "sequence_length", "seed")
+    return ", ".join(name for name in names if len({getattr(probe, name) for probe in probes}) > 1)
+
+
 def describe_comparison(runs: list[ComparedRun]) -> str:
     """The settings that differ and the results, one column for each run, in lines."""
     rows = [["", *(run.name for run in runs)]]
-    rows += [[name, *map(_show, values)] for name, values in differing_settings(runs).items()]
+    rows += [[name, *(_show(name, value) for value in values)] for name, values in differing_settings(runs).items()]
     results = [run.row() for run in runs]
     names = dict.fromkeys(name for result in results for name in list(result)[1:])
     for name in names:
@@ -127,6 +142,8 @@ def describe_comparison(runs: list[ComparedRun]) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     if reason := why_not_comparable(runs):
         lines.append(f"warning: the validation losses are not comparable, because these differ: {reason}")
+    if reason := why_probes_not_comparable(runs):
+        lines.append(f"warning: the probes are not comparable, because these differ: {reason}")
     return "\n".join(lines)
 
 
@@ -158,15 +175,19 @@ def plot_comparison(runs: list[ComparedRun]) -> bytes:
     return buffer.getvalue()
 
 
-def _show(value: Any) -> str:
+def _show(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{len(value)} sentences" if isinstance(value, tuple) else str(value) or "''"
+    if name == "training.example_sentences":
+        return f"{len(value)} sentences"
+    return ", ".join(value) if isinstance(value, tuple) else str(value) or "''"
 
 
 def _show_result(name: str, value: Any) -> str:
     if metric := find_metric(name.rpartition(" val_")[2]):
         return metric.show(value)
+    if name.startswith(_PROBE):
+        return "–" if value is None else f"{value:.2%}"
     if name == "seconds":
         minutes, seconds = divmod(round(value), 60)
         return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"

@@ -1,7 +1,6 @@
 """The results of a probe: table, picture, JSON, and the section of the model card."""
 
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,8 +8,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from pydantic import TypeAdapter, ValidationError
 
 from tf_mlm.atomic_files import write_atomically
+from tf_mlm.errors import Refused
 from tf_mlm.hub import Source
 from tf_mlm.json_text import dump_json
 
@@ -128,24 +129,19 @@ class ProbeResults:
 
 
 def load_probe(path: Path) -> ProbeResults | None:
-    """The results in a run directory; None if it has not been probed."""
+    """The results in a run directory; None if it has not been probed.
+
+    Raises:
+        Refused: the file is damaged.
+    """
     if not (path / FILE).exists():
         return None
-    values = json.loads((path / FILE).read_text(encoding="utf-8"))
-    sizes = [
-        ProbedSize(
-            **{
-                **size,
-                "scores": {
-                    method: {metric: Score(**score) for metric, score in scores.items()}
-                    for method, scores in size["scores"].items()
-                },
-                "differences": {metric: Difference(**found) for metric, found in size["differences"].items()},
-            }
-        )
-        for size in values.pop("sizes")
-    ]
-    return ProbeResults(sizes=sizes, **values)
+    try:
+        return TypeAdapter(ProbeResults).validate_json((path / FILE).read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise Refused(f"{path / FILE}: is damaged: {place}: {first['msg']}; run tf-mlm probe again") from None
 
 
 def write_probe(results: ProbeResults, directory: Path) -> None:
