@@ -113,7 +113,7 @@ def test_the_python_page_trains_and_uses_a_model(
     """Three epochs of the sample, a minute."""
     monkeypatch.syspath_prepend(str(ROOT))
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    train, use = (block for block in code_blocks("docs/python.md", "python") if "import tf_mlm" in block)
+    train, use, _ = (block for block in code_blocks("docs/python.md", "python") if "import tf_mlm" in block)
     names: dict[str, Any] = {}
     with inside(tmp_path):
         exec(train, names)

@@ -13,9 +13,11 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "Config": "tf_mlm.config",
+    "LoadedClassifier": "tf_mlm.inference.loaded",
     "LoadedModel": "tf_mlm.inference.loaded",
     "Run": "tf_mlm.api",
     "load": "tf_mlm.api",
+    "load_classifier": "tf_mlm.api",
     "load_config": "tf_mlm.config",
     "train": "tf_mlm.api",
 }

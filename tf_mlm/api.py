@@ -17,7 +17,7 @@ from tf_mlm.config import Config, DataConfig, ModelConfig, dump_config, find_rec
 from tf_mlm.run.directory import RunDirectory, new_run_path
 
 if TYPE_CHECKING:
-    from tf_mlm.inference.loaded import LoadedModel
+    from tf_mlm.inference.loaded import LoadedClassifier, LoadedModel
 
 
 @dataclass(frozen=True)
@@ -108,12 +108,33 @@ def load(run_or_model: Run | str | Path) -> LoadedModel:
     Raises:
         Refused: no model was found, or it has no trained masked language modeling head.
     """
-    name = str(run_or_model.path if isinstance(run_or_model, Run) else run_or_model)
-    # Enables XLA for a later `train` in this process, because TensorFlow reads its flags only once.
-    start_libraries(Config(model=ModelConfig(name=name), data=DataConfig(dataset="sample")))
+    name = _start_libraries_for(run_or_model)
     from tf_mlm.inference.loaded import LoadedModel
 
     return LoadedModel.load(name)
+
+
+def load_classifier(run_or_model: Run | str | Path) -> LoadedClassifier:
+    """Load a fine-tuned model to predict the labels of texts, or the tags of words.
+
+    Args:
+        run_or_model: as for `load`.
+
+    Raises:
+        Refused: no model was found, or it is not a classification model.
+    """
+    name = _start_libraries_for(run_or_model)
+    from tf_mlm.inference.loaded import LoadedClassifier
+
+    return LoadedClassifier.load(name)
+
+
+def _start_libraries_for(run_or_model: Run | str | Path) -> str:
+    """Import the libraries and return the name of the run or the model."""
+    name = str(run_or_model.path if isinstance(run_or_model, Run) else run_or_model)
+    # Enables XLA for a later `train` in this process, because TensorFlow reads its flags only once.
+    start_libraries(Config(model=ModelConfig(name=name), data=DataConfig(dataset="sample")))
+    return name
 
 
 def _resolve(config: Config | str | Path | None, overrides: Mapping[str, Any]) -> Config:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import safetensors.numpy
 
 from tests.conftest import ROOT
 from tests.labeled_data import write_classification, write_lines, write_tags
+from tests.test_readme import code_blocks
 from tests.tiny_run import inside, read_metrics, timeless
 from tests.training.test_train import send_signal
 from tf_mlm.commands.main import main
@@ -327,11 +329,22 @@ def test_fill_mask_and_predict_name_the_right_command(classifier: Path, finished
     assert "has no masked language modeling head; use it with tf-mlm predict" in capsys.readouterr().err
 
 
-def test_the_python_api_loads_the_model_of_a_fine_tuned_run(classifier: Path) -> None:
-    from tf_mlm.api import Run
+def test_the_python_api_uses_a_fine_tuned_run(classifier: Path, tagger: Path) -> None:
+    import tf_mlm
+    from tf_mlm.errors import Refused
 
-    assert Run(classifier).model.config.num_labels == 2
-    assert Run(classifier).history[0]["val_accuracy"] > 0
+    run = tf_mlm.Run(classifier)
+    assert run.model.config.num_labels == 2 and run.history[0]["val_accuracy"] > 0
+    (code,) = [block for block in code_blocks("docs/python.md", "python") if "load_classifier" in block]
+    names: dict[str, Any] = {}
+    exec(code.replace("runs/FINETUNED", str(classifier)), names)
+    assert names["prediction"].label in ("person", "title")
+    (tagged,) = tf_mlm.load_classifier(tagger).predict("Peter Wexmoor directed The Silver Anchor.")
+    assert [word["tag"] for word in tagged.as_dict()["words"][:2]] == ["B-PERSON", "I-PERSON"]
+    with pytest.raises(Refused, match="this model tags the words of one text; omit the second text"):
+        tf_mlm.load_classifier(tagger).predict("One text.", ["another"])
+    with pytest.raises(Refused, match="is a classification model"):
+        tf_mlm.load(classifier)
 
 
 def test_the_help_and_a_refusal_do_not_import_tensorflow() -> None:

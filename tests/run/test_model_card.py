@@ -47,7 +47,7 @@ ENVIRONMENT = {
 EXAMPLES = [Example("This is a great [MASK].", [("deal", 0.1234), ("idea", 0.05)], [("film", 0.4), ("movie", 0.31)])]
 
 
-def _config(**overrides: str) -> Config:
+def _config(**overrides: Any) -> Config:
     return load_config(overrides={name.replace("__", "."): value for name, value in overrides.items()})
 
 

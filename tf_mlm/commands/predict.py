@@ -1,7 +1,6 @@
 """`tf-mlm predict`."""
 
 import argparse
-from collections.abc import Sequence
 
 from tf_mlm.commands.libraries import start_libraries_for
 from tf_mlm.errors import Refused
@@ -28,17 +27,10 @@ def run(arguments: argparse.Namespace) -> None:
         raise Refused("--text-pair: pass only one first text with it")
     found = find_model(name)
     start_libraries_for(found.model)
-    from tf_mlm.inference.predict import LabeledText, TaggedText, predict_labels, predict_tags
+    from tf_mlm.inference.loaded import LoadedClassifier
     from tf_mlm.json_text import dump_json
-    from tf_mlm.model.loading import load_trained_label_model, objective_of
 
-    model, tokenizer = load_trained_label_model(found.model)
-    if objective_of(model.config, type(model).__name__) == "classification":
-        pairs = [arguments.text_pair] if arguments.text_pair is not None else None
-        predictions: Sequence[LabeledText | TaggedText] = predict_labels(model, tokenizer, texts, pairs)
-    elif arguments.text_pair is not None:
-        raise Refused(f"--text-pair: {name} tags the words of one text; omit --text-pair")
-    else:
-        predictions = predict_tags(model, tokenizer, texts)
+    pairs = [arguments.text_pair] if arguments.text_pair is not None else None
+    predictions = LoadedClassifier.load(name).predict(texts, pairs)
     for prediction in predictions:
         print(dump_json(prediction.as_dict()) if arguments.json else prediction.describe())

@@ -15,8 +15,9 @@ from tf_mlm.inference.evaluate import evaluate_model, other_data
 from tf_mlm.inference.features import Encoder, build_encoder, encode_texts
 from tf_mlm.inference.fill_mask import Answer, answer, fill_masks
 from tf_mlm.inference.locate import FoundModel, find_model
+from tf_mlm.inference.predict import LabeledText, TaggedText, predict_labels, predict_tags
 from tf_mlm.model.architectures import max_sequence_length
-from tf_mlm.model.loading import load_trained
+from tf_mlm.model.loading import load_trained, load_trained_label_model, objective_of
 from tf_mlm.model.protocol import MaskedLanguageModel
 
 
@@ -88,6 +89,46 @@ class LoadedModel:
             config = other_data(config, load_config(None, {"data.dataset": dataset}).data)
         train_hashes = self.found.run.load_train_hashes() if self.found.run else None
         return evaluate_model(config, own_data=dataset is None, train_hashes=train_hashes).as_dict()
+
+
+@dataclass(frozen=True)
+class LoadedClassifier:
+    """A fine-tuned classification model in float32.
+
+    Attributes:
+        found: origin of the model, and its run if it has one.
+    """
+
+    model: Any
+    tokenizer: PreTrainedTokenizerFast
+    found: FoundModel
+
+    @classmethod
+    def load(cls, name: str | Path) -> "LoadedClassifier":
+        """Load a fine-tuned run, a model directory or a model on the Hub.
+
+        Raises:
+            Refused: there is no such model, or it is not a classification model.
+        """
+        found = find_model(str(name))
+        return cls(*load_trained_label_model(found.model), found)
+
+    def predict(
+        self, texts: str | Sequence[str], text_pairs: Sequence[str] | None = None
+    ) -> Sequence[LabeledText | TaggedText]:
+        """The labels of texts, or the tags of their words.
+
+        Args:
+            text_pairs: the second text of each pair, for a model that labels pairs of texts.
+
+        Raises:
+            Refused: a text is empty, or the model tags words and `text_pairs` is given.
+        """
+        if objective_of(self.model.config, type(self.model).__name__) == "classification":
+            return predict_labels(self.model, self.tokenizer, _as_list(texts), text_pairs)
+        if text_pairs is not None:
+            raise Refused(f"{self.found.model}: this model tags the words of one text; omit the second text")
+        return predict_tags(self.model, self.tokenizer, _as_list(texts))
 
 
 def _as_list(texts: str | Sequence[str]) -> list[str]:
