@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from tf_mlm.data.sample_corpus import (
     FIRST_NAMES,
@@ -14,6 +15,17 @@ from tf_mlm.data.sample_corpus import (
 )
 
 TAG_NAMES = ("O", "B-PERSON", "I-PERSON", "B-TITLE", "I-TITLE")
+
+
+def use_token_types(tokenizer: Any) -> None:
+    """Give the tokens of the second text of a pair the type 1, as BERT's tokenizer does."""
+    from tokenizers import processors
+
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", tokenizer.cls_token_id), ("[SEP]", tokenizer.sep_token_id)],
+    )
 
 
 def write_lines(path: Path, rows: list[dict[str, object]]) -> None:

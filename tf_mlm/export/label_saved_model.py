@@ -76,6 +76,7 @@ def _build_classify(model: Any, tokenizer: Any, graph_tokenizer: GraphTokenizer,
         status: int32 [batch], 0 answered, 2 truncated, 3 not valid UTF-8.
     """
     num_positions = max_sequence_length(model.config)
+    second_type = tokenizer.backend_tokenizer.encode("a", "a").type_ids[-1]
 
     def answer(ids: tf.RaggedTensor, types: tf.RaggedTensor, is_truncated: Any, is_valid: Any) -> dict[str, tf.Tensor]:
         logits = model(**_features(tokenizer, ids, types), training=False).logits
@@ -102,9 +103,9 @@ def _build_classify(model: Any, tokenizer: Any, graph_tokenizer: GraphTokenizer,
         room = num_positions - 3
         of_first, of_second = truncated_lengths(first.row_lengths(), second.row_lengths(), room)
         ids = graph_tokenizer.with_ends(_first_of_each(first, of_first), _first_of_each(second, of_second))
-        types = tf.ragged.range(ids.row_lengths()) >= (of_first + 2)[:, tf.newaxis]
+        is_second = tf.ragged.range(ids.row_lengths()) >= (of_first + 2)[:, tf.newaxis]
         is_truncated = first.row_lengths() + second.row_lengths() > room
-        return answer(ids, tf.cast(types, tf.int32), is_truncated, is_first_valid & is_second_valid)
+        return answer(ids, tf.cast(is_second, tf.int32) * second_type, is_truncated, is_first_valid & is_second_valid)
 
     return {"classify": classify, "classify_pair": classify_pair}
 
