@@ -205,19 +205,25 @@ def test_evaluate_refuses_labels_that_the_model_does_not_know(classifier: Path, 
     assert "the label 'place'" in capsys.readouterr().err
 
 
-def test_the_card_describes_the_task_and_its_code_runs(classifier: Path, tagger: Path) -> None:
-    for run, pipeline, name in (
-        (classifier, "text-classification", "classify"),
-        (tagger, "token-classification", "tag"),
-    ):
-        card = (run / "README.md").read_text()
-        assert f"pipeline_tag: {pipeline}" in card and f'model.signatures["{name}"]' in card
-        assert "perplexity" not in card and "masked" not in card.partition("## Settings")[0]
-        blocks = [block.split("```")[0] for block in card.split("```python\n")[1:]]
-        assert len(blocks) == 2
-        for block in blocks:
-            result = subprocess.run([sys.executable, "-c", block], cwd=run, capture_output=True, text=True)
-            assert result.returncode == 0, result.stderr
+CARDS = [("classifier", "text-classification", "classify"), ("tagger", "token-classification", "tag")]
+
+
+@pytest.mark.parametrize(("kind", "pipeline", "signature"), CARDS)
+def test_the_card_describes_the_task(kind: str, pipeline: str, signature: str, request: pytest.FixtureRequest) -> None:
+    card = (request.getfixturevalue(kind) / "README.md").read_text()
+    assert f"pipeline_tag: {pipeline}" in card and f'model.signatures["{signature}"]' in card
+    assert "perplexity" not in card and "masked" not in card.partition("## Settings")[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "pipeline", "signature"), CARDS)
+def test_the_code_in_the_card_runs(kind: str, pipeline: str, signature: str, request: pytest.FixtureRequest) -> None:
+    run: Path = request.getfixturevalue(kind)
+    blocks = [block.split("```")[0] for block in (run / "README.md").read_text().split("```python\n")[1:]]
+    assert len(blocks) == 2 and pipeline in blocks[0] and signature in blocks[1]
+    for block in blocks:
+        result = subprocess.run([sys.executable, "-c", block], cwd=run, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
 
 
 def test_the_second_text_of_a_pair_reaches_the_model(finished_run: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -245,6 +251,7 @@ def test_the_second_text_of_a_pair_reaches_the_model(finished_run: Path, tmp_pat
     assert served["label"].numpy().tolist() == [predicted["label"].encode()]
 
 
+@pytest.mark.slow
 def test_repeats_summarize_runs_with_different_seeds(finished_run: Path, tmp_path: Path, capsys: Capture) -> None:
     write_classification(tmp_path / "texts")
     flags = ("--num-labels", "64", "--epochs", "1", "--repeats", "2", "--output-dir", "RUNS")
