@@ -85,6 +85,7 @@ class TokenRow:
         losses: by `MODEL` and, with a baseline, `BASELINE` and `DIFFERENCE`.
         predicted: the most likely token of each model at the example.
         example: the text around the occurrence whose value is nearest to the mean; the token is in brackets.
+        draw: the draw of the example, from 1.
         sequence: row of the example in the evaluated sequences; `position` is the position in it, from 0.
     """
 
@@ -94,6 +95,7 @@ class TokenRow:
     losses: dict[str, float]
     predicted: dict[str, str]
     example: str
+    draw: int
     sequence: int
     position: int
 
@@ -309,6 +311,7 @@ def _token_rows(
             losses=losses,
             predicted={key: words.name(each.token_ids[example]) for key, each in predictions.items()},
             example=words.context(sequences.input_ids[row, : sequences.lengths[row]], position),
+            draw=int(tokens.draws[example]) + 1,
             sequence=row,
             position=position,
         )
