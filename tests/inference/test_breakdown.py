@@ -94,7 +94,13 @@ class Oracle:
                     if batch["labels"][number, position] == -100:
                         continue
                     label, shown = int(self.ids[row, position]), int(batch["input_ids"][number, position])
-                    token = {"draw": draw, "row": row, "position": position, "id": label, "shown": shown}
+                    token: dict[str, Any] = {
+                        "draw": draw,
+                        "row": row,
+                        "position": position,
+                        "id": label,
+                        "shown": shown,
+                    }
                     for key in models:
                         token[key] = self.score(logits[key][number, position].astype(np.float64), label)
                     self.tokens.append(token)
@@ -225,7 +231,7 @@ def test_the_first_draw_is_that_of_training_to_the_last_digit(finished_run: Path
     assert evaluate(capsys, finished_run, "--mask-draws", "2", "--breakdown") == in_depth
 
 
-def assert_close(found: Any, expected: Any, **tolerance: float) -> None:
+def assert_close(found: Any, expected: Any, **tolerance: Any) -> None:
     """Counts are equal and numbers close. The tables of tokens are not compared: rounding can reorder them."""
     for group, same in zip(found["breakdown"]["groups"], expected["breakdown"]["groups"], strict=True):
         for row, other in zip(group["rows"], same["rows"], strict=True):

@@ -13,10 +13,10 @@ from tf_mlm.inference.words import WORD_PARTS, Words
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 # The tokens of two documents, with the first letter of the part of each token: w(hole), f(irst), l(ater).
-WORD_PIECES = "[CLS]w un f ##believ l ##able l film w , w wasn w ' w t w it w ? w [SEP]w [CLS]w cafe w [UNK]w s w"
-BYTE_PIECES = "[CLS]w un f believ l able l Ġfilm w , w Ġwas f n l 't w Ġit w ? w [SEP]w [CLS]w caf f Ã© l Ġ w s w"
+WORD_PIECES = "[CLS]w un f ##believ l ##able l film w , w that w ' w s w it w ? w [SEP]w [CLS]w cafe w [UNK]w x w"
+BYTE_PIECES = "[CLS]w un f believ l able l Ġfilm w , w Ġthat w 's w Ġit w ? w [SEP]w [CLS]w caf f Ã© l Ġ w s w"
 UNIGRAM_PIECES = (
-    "[CLS]w ▁un f believ l able l ▁film w , w ▁was f n l ' w t w ▁it w ? w [SEP]w [CLS]w ▁caf f é l ▁ w s w"
+    "[CLS]w ▁un f believ l able l ▁film w , w ▁th f at l ' w s w ▁it w ? w [SEP]w [CLS]w ▁caf f é l ▁ w s w"
 )
 
 
@@ -59,7 +59,7 @@ def test_each_piece_of_a_word_is_recognized(kind: str) -> None:
 
 
 def test_a_sequence_that_begins_inside_a_word_continues_it_and_a_word_ends_with_its_sequence() -> None:
-    for kind, tokens in (("WordPiece", ["##able", "film", "un"]), ("BPE", ["able", "Ġfilm", "Ġwas"])):
+    for kind, tokens in (("WordPiece", ["##able", "film", "un"]), ("BPE", ["able", "Ġfilm", "Ġthat"])):
         tokenizer, *_ = build(kind)
         assert parts_of(Words(tokenizer), sequence(tokenizer, tokens, padding=2)) == "lww"
 
@@ -67,14 +67,15 @@ def test_a_sequence_that_begins_inside_a_word_continues_it_and_a_word_ends_with_
 @pytest.mark.parametrize(
     ("kind", "token", "text"),
     [
-        ("WordPiece", "##believ", "un[believ]able film, wasn't it?"),
-        ("WordPiece", "film", "unbelievable [film], wasn't it?"),
-        ("WordPiece", "s", "cafe [UNK] [s]"),
-        ("BPE", "un", "[un]believable film, wasn't it?"),
-        ("BPE", "Ġfilm", "unbelievable [film], wasn't it?"),
+        ("WordPiece", "##believ", "un[believ]able film, that's it?"),
+        ("WordPiece", "film", "unbelievable [film], that's it?"),
+        ("WordPiece", "x", "cafe [UNK] [x]"),
+        ("WordPiece", "s", "unbelievable film, that'[s] it?"),
+        ("BPE", "un", "[un]believable film, that's it?"),
+        ("BPE", "Ġfilm", "unbelievable [film], that's it?"),
         ("BPE", "Ġ", "café [Ġ]s"),
-        ("Unigram", "▁film", "unbelievable [film], wasn't it?"),
-        ("Unigram", "n", "unbelievable film, was[n]'t it?"),
+        ("Unigram", "▁film", "unbelievable [film], that's it?"),
+        ("Unigram", "at", "unbelievable film, th[at]'s it?"),
         ("Unigram", "▁caf", "[caf]é s"),
     ],
 )

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mask-draws",
         type=int,
         metavar="N",
-        help="evaluate on N fixed draws of the masks; first training's own [1]",
+        help="evaluate on N fixed draws of the masks; draw 1 is that of training [1]",
     )
     parser.add_argument(
         "--breakdown",

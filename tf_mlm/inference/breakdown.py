@@ -240,7 +240,8 @@ def _bands(token_ids: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, list[
     for low, high in pairwise((0, *_RANKS, max(len(order), _RANKS[-1] + 1))):
         occurring = counts[order[low:high]][counts[order[low:high]] > 0]
         times = f" ({occurring[-1]:,} to {occurring[0]:,} times)" if len(occurring) else ""
-        names.append(f"rank {low + 1:,} {f'to {high:,}' if high in _RANKS else 'and above'}{times}")
+        limits = f"{low + 1:,} to {high:,}" if high in _RANKS else f"above {low:,}"
+        names.append(f"rank {limits}{times}")
     return np.searchsorted(_RANKS, ranks[token_ids]), names
 
 

@@ -5,6 +5,7 @@ without a space after the token before it, and both touch with such a character.
 continuing pieces (`##`), and byte-level BPE and Unigram, which mark the beginnings of words (`Ġ`, `▁`).
 """
 
+import re
 import unicodedata
 
 import numpy as np
@@ -16,6 +17,7 @@ from tf_mlm.data.sequences import Sequences
 WORD_PARTS = ("whole word", "first piece", "later piece")
 
 _CONTEXT = 9  # tokens on each side
+_CONTRACTION = re.compile(r"(?<=\w) ' (?=\[?(?:s|t|m|d|re|ve|ll)\b)")  # as WordPiece writes it: "it ' s"
 _LETTER = "a"  # a token after which the decoder is asked for the text of others
 
 
@@ -68,7 +70,8 @@ class Words:
         first = max([0, *(separators[separators < position] + 1)])
         last = min([len(ids), *separators[separators > position]])
         start, end = max(first, position - _CONTEXT), min(last, position + 1 + _CONTEXT)
-        while start > first and self.joins[ids[start]]:
+        first, last = max(first, start - _CONTEXT), min(last, end + _CONTEXT)
+        while start > first and self.joins[ids[start]]:  # do not cut a word, unless it is long
             start -= 1
         while end < last and self.joins[ids[end]]:
             end += 1
@@ -77,7 +80,7 @@ class Words:
         text = self._follow(before).strip()
         space = " " if token[:1].isspace() and text else ""
         marked = f"{text}{space}[{token.strip() or self.name(ids[position])}]{self._follow(after)}"
-        return self._tokenizer.clean_up_tokenization(" ".join(marked.split()))
+        return _CONTRACTION.sub("'", " ".join(marked.split()))
 
     def _follow(self, ids: "np.ndarray | list[int]") -> str:
         """The text of tokens after a letter, with the space between them, if any."""
