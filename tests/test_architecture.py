@@ -64,6 +64,7 @@ ORDER = [
     "tf_mlm.inference.masked_tokens",
     "tf_mlm.inference.breakdown",
     "tf_mlm.inference.breakdown_plot",
+    "tf_mlm.inference.token_groups",
     "tf_mlm.inference.evaluate",
     "tf_mlm.inference.evaluate_labels",
     "tf_mlm.inference.features",

@@ -16,8 +16,9 @@ from tf_mlm.data.masking import VALIDATION_PROBABILITY, MaskingCollator, num_slo
 from tf_mlm.data.pipeline import build_collator, build_validation_dataset
 from tf_mlm.data.sequences import load_sequences
 from tf_mlm.errors import Refused
-from tf_mlm.inference.breakdown import BASELINE, MODEL, Breakdown, build_breakdown, deviation_of
+from tf_mlm.inference.breakdown import BASELINE, MODEL, Breakdown, deviation_of
 from tf_mlm.inference.masked_tokens import MaskedTokens, Predictions, build_step, predict_masked_tokens
+from tf_mlm.inference.token_groups import build_breakdown
 from tf_mlm.model.loading import load_trained
 from tf_mlm.model.metrics import METRICS, metric_results, metric_values, total_and_count
 from tf_mlm.model.protocol import MaskedLanguageModel
