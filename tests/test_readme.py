@@ -62,6 +62,18 @@ def test_the_terminal_block_runs(finished_run: Path, capsys: pytest.CaptureFixtu
     assert "%" in out and "perplexity" in out.lower()
 
 
+def test_the_commands_of_the_evaluation_page_run(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (block,) = code_blocks("docs/evaluation.md", "bash")
+    names = {"runs/RUN": str(finished_run), "MODEL": str(finished_run / "model")}
+    for command in block.splitlines():
+        with inside(tmp_path):
+            assert main([names.get(word, word) for word in shlex.split(command)][1:]) == 0
+        assert "\ntreatment\n" in capsys.readouterr().out
+    assert (tmp_path / "breakdown.png").exists()
+
+
 def test_the_transformers_block_runs(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_block(README, "TFDistilBertForMaskedLM, pipeline", finished_run)
     assert "'token_str'" in capsys.readouterr().out

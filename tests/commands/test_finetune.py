@@ -67,6 +67,23 @@ def in_tmp(tmp_path: Path) -> Iterator[Path]:
         yield tmp_path
 
 
+@pytest.mark.parametrize(
+    "flags", [["--mask-draws", "2"], ["--breakdown"], ["--baseline", "RUN"], ["--plot", "x.png"]], ids=str
+)
+def test_evaluations_of_masks_are_refused(
+    classifier: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
+) -> None:
+    flags = [str(classifier) if flag == "RUN" else flag for flag in flags]
+    for model in (classifier, classifier / "model"):
+        texts = ["--dataset", str(classifier.parent / "texts")] if model.name == "model" else []
+        assert main(["evaluate", str(model), *texts, *flags]) == 2
+        output = capsys.readouterr()
+        assert output.err.splitlines() == [
+            f"error: {flags[0]}: only masked language models have masks, and {model} predicts labels; omit the flag"
+        ]
+        assert not output.out and not list(in_tmp.iterdir())
+
+
 def test_labels_that_the_words_determine_are_learned(classifier: Path) -> None:
     start, *_, end = read_metrics(classifier)
     best = [event for event in read_metrics(classifier) if event["event"] == "epoch"][end["best_epoch"] - 1]

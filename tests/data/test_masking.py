@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -303,3 +304,16 @@ def test_every_array_is_int32_of_one_shape_and_the_sequences_are_not_written_to(
         name: (np.dtype(np.int32), (2, 16)) for name in ("input_ids", "attention_mask", "labels")
     }
     np.testing.assert_array_equal(source.input_ids, before)
+
+
+def test_the_draws_of_validation_masks_are_fixed_and_differ_from_each_other_and_from_training() -> None:
+    rows = [{"epoch": 0, "index": index} for index in range(40)]
+    validation = collator([16] * 40, epoch_masks=False)
+
+    def labels(collator: MaskingCollator, epoch: int = 0) -> bytes:
+        return bytes(collator([row | {"epoch": epoch} for row in rows])["labels"].tobytes())
+
+    draws = [labels(replace(validation, draw=draw)) for draw in (1, 2, 3)]
+    assert draws[0] == labels(validation) == labels(collator([16] * 40), epoch=0)
+    assert draws == [labels(replace(validation, draw=draw), epoch=5) for draw in (1, 2, 3)]
+    assert len({*draws, *(labels(collator([16] * 40), epoch) for epoch in (1, 2, 3))}) == 6

@@ -1,4 +1,4 @@
-"""A saved model loads in the newest transformers, with PyTorch, and in sentence-transformers.
+"""A saved model loads in the newest transformers, with PyTorch, and in sentence-transformers, and computes the same.
 
 They are installed in a separate environment.
 """
@@ -6,6 +6,7 @@ They are installed in a separate environment.
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,11 @@ import pytest
 
 from tests.conftest import SHARED
 from tests.model.conftest import build_pair, make_batch, tiny_config
+from tf_mlm.config import ModelConfig, load_config
+from tf_mlm.data.corpus import load_corpus
+from tf_mlm.data.pipeline import build_collator
+from tf_mlm.data.sequences import load_sequences
+from tf_mlm.inference.evaluate import evaluate_model
 from tf_mlm.model.architectures import ARCHITECTURES
 from tf_mlm.model.loading import load_trained
 from tf_mlm.model.saving import save_model
@@ -47,6 +53,19 @@ facts["said"] = list(said)
 answers["sentences"] = SentenceTransformer(sys.argv[3]).encode(json.loads(str(inputs["sentences"])))
 np.savez(sys.argv[2], **answers)
 print(json.dumps(facts | {"missing": [line for line in said if "MISSING" in line]}))
+"""
+
+
+LOSS = """
+import json, sys
+import numpy as np, torch, transformers
+losses = []
+model = transformers.DistilBertForMaskedLM.from_pretrained(sys.argv[1]).eval()
+for path in sys.argv[2:]:
+    batch = {name: torch.tensor(value, dtype=torch.long) for name, value in np.load(path).items()}
+    with torch.no_grad():
+        losses.append(float(model(**batch).loss))
+print(json.dumps(losses))
 """
 
 
@@ -105,3 +124,30 @@ def test_the_newest_transformers_and_sentence_transformers_compute_the_same(
     weights = encoded["attention_mask"].numpy()[:, :, np.newaxis]
     means = (hidden * weights).sum(1) / weights.sum(1)
     np.testing.assert_allclose(answers["sentences"], means, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_pytorch_computes_the_loss_of_evaluate_on_the_same_masks(
+    python: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    """`DistilBertForMaskedLM` gets all tokens of the two draws of `evaluate --mask-draws 2` in two batches."""
+    config = load_config(finished_run / "config.toml")
+    config = replace(config, model=ModelConfig(name=str(finished_run / "model")))
+    expected = evaluate_model(config, own_data=True, num_draws=2)
+    corpus, (_, tokenizer) = load_corpus(config.data, config.training.seed), load_trained(config.model.name)
+    sequences = load_sequences(corpus.validation, corpus.validation_fingerprint, tokenizer, config.data, "validation")
+    rows = sequences.draw_rows(config.data.num_validation_sequences, config.training.seed)
+    collator = build_collator(sequences, tokenizer, config.masking, config.training.seed, validation=True)
+    (tmp_path / "loss.py").write_text(LOSS)
+    batches = [tmp_path / "1.npz", tmp_path / "2.npz"]
+    for number, path in enumerate(batches):
+        batch: dict[str, Any] = replace(collator, draw=number + 1)([{"epoch": 0, "index": int(row)} for row in rows])
+        np.savez(path, **{name: batch[name] for name in ("input_ids", "attention_mask", "labels")})
+    done = subprocess.run(
+        [str(path) for path in (python, tmp_path / "loss.py", config.model.name, *batches)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    np.testing.assert_allclose(found, [draw["loss"] for draw in expected.draws], rtol=0, atol=1e-4)

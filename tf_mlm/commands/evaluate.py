@@ -2,8 +2,10 @@
 
 import argparse
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from tf_mlm.atomic_files import write_atomically
 from tf_mlm.commands.libraries import start_libraries
 from tf_mlm.config import Config, ModelConfig, ObjectiveConfig, load_config, setting_fields
 from tf_mlm.errors import Refused
@@ -30,11 +32,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--label-column", metavar="NAME", help="fine-tuned models: column of --dataset that contains the labels"
     )
+    parser.add_argument(
+        "--mask-draws",
+        type=int,
+        metavar="N",
+        help="evaluate on N fixed draws of the masks; draw 1 is that of training [1]",
+    )
+    parser.add_argument(
+        "--breakdown",
+        action="store_true",
+        help="also split the metrics by treatment, frequency, part of the word and of the sequence, and list the "
+        "tokens with the greatest loss",
+    )
+    parser.add_argument(
+        "--baseline",
+        metavar="RUN_OR_MODEL",
+        help="compare with this model on the same masks, in the breakdown; list the most improved and worsened tokens",
+    )
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the breakdown in this png file")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(arguments: argparse.Namespace) -> None:
+    in_depth = _in_depth(arguments)
     found = find_model(arguments.model)
+    baseline = find_model(arguments.baseline).model if arguments.baseline is not None else None
     settings = {name: value for name, value in vars(arguments).items() if name.startswith("data.")}
     if settings and arguments.dataset is None:
         raise Refused(f"--{next(iter(settings))} requires --dataset")
@@ -43,7 +65,9 @@ def run(arguments: argparse.Namespace) -> None:
     config = replace(found.config or Config(), model=ModelConfig(name=found.model))
     # The run's settings for columns and splits do not apply to another dataset.
     data = load_config(None, settings | {"data.dataset": arguments.dataset}).data if arguments.dataset else config.data
-    start_libraries(replace(config, data=data))
+    if in_depth and config.objective.name != "masked":
+        raise _only_masked(in_depth, arguments.model)
+    start_libraries(replace(config, data=data), other_models=[baseline] if baseline else [])
     from tf_mlm.inference.evaluate import evaluate_model, other_data
     from tf_mlm.inference.evaluate_labels import evaluate_labels
     from tf_mlm.json_text import dump_json
@@ -58,6 +82,50 @@ def run(arguments: argparse.Namespace) -> None:
         config = replace(config, objective=ObjectiveConfig(name=objective))
     if arguments.label_column is not None:
         config = replace(config, objective=replace(config.objective, label_column=arguments.label_column))
-    evaluate = evaluate_model if config.objective.name == "masked" else evaluate_labels
-    evaluation = evaluate(config, own_data=arguments.dataset is None, train_hashes=train_hashes)
+    if config.objective.name != "masked":
+        if in_depth:
+            raise _only_masked(in_depth, arguments.model)
+        labels = evaluate_labels(config, own_data=arguments.dataset is None, train_hashes=train_hashes)
+        print(dump_json(labels.as_dict()) if arguments.json else labels.describe())
+        return
+    evaluation = evaluate_model(
+        config,
+        own_data=arguments.dataset is None,
+        train_hashes=train_hashes,
+        num_draws=arguments.mask_draws or 1,
+        with_breakdown=arguments.breakdown or bool(arguments.baseline or arguments.plot),
+        baseline=baseline,
+    )
     print(dump_json(evaluation.as_dict()) if arguments.json else evaluation.describe())
+    if arguments.plot:
+        from tf_mlm.inference.breakdown_plot import plot_breakdown
+
+        assert evaluation.breakdown is not None
+        try:
+            write_atomically(arguments.plot, plot_breakdown(evaluation.breakdown))
+        except OSError as error:
+            raise Refused(
+                f"--plot {arguments.plot}: cannot be written: {error.strerror}; choose another file"
+            ) from None
+        if not arguments.json:
+            print(f"\npicture in {arguments.plot}")
+
+
+def _in_depth(arguments: argparse.Namespace) -> str:
+    """The first of the flags for masked language models alone that was passed, checked; "" if none was."""
+    if arguments.mask_draws is not None and arguments.mask_draws < 1:
+        raise Refused(f"--mask-draws {arguments.mask_draws}: must be at least 1")
+    if arguments.plot is not None:
+        if not arguments.plot.parent.is_dir():
+            raise Refused(
+                f"--plot {arguments.plot}: the directory {arguments.plot.parent} does not exist; choose another file"
+            )
+        if arguments.plot.is_dir():
+            raise Refused(f"--plot {arguments.plot}: is a directory; choose a file")
+    flags = ("mask_draws", "breakdown", "baseline", "plot")
+    passed = [name for name in flags if getattr(arguments, name) not in (None, False)]
+    return f"--{passed[0].replace('_', '-')}" if passed else ""
+
+
+def _only_masked(flag: str, model: str) -> Refused:
+    return Refused(f"{flag}: only masked language models have masks, and {model} predicts labels; omit the flag")

@@ -1,13 +1,16 @@
 """Imports TensorFlow and the Hugging Face libraries, after checking the connection to the Hub."""
 
+from collections.abc import Sequence
+
 from tf_mlm import hub, runtime
 from tf_mlm.config import Config, TrainingConfig
 from tf_mlm.hub import Source
 
 
-def start_libraries(config: Config, verbose: bool = False) -> None:
-    """Import the libraries for a training or an evaluation with `config`."""
+def start_libraries(config: Config, verbose: bool = False, other_models: Sequence[str] = ()) -> None:
+    """Import the libraries for a training or an evaluation with `config`, which also loads `other_models`."""
     sources = [config.model.source] if config.model.name else []
+    sources += map(Source.of, other_models)
     sources += [config.data.source] if config.data.dataset != "sample" else []
     _start(sources, config.training, verbose)
 

@@ -110,6 +110,8 @@ class MaskingCollator:
         input_ids: int32 [num_sequences, length], memory-mapped; `index` selects its rows.
         lengths: int32 [num_sequences], tokens before the padding.
         epoch_masks: False uses the same masks in every epoch (validation).
+        draw: with `epoch_masks` False, the number of the fixed masks. Those of draw 1 are the validation masks of
+            training.
     """
 
     input_ids: np.ndarray
@@ -123,6 +125,7 @@ class MaskingCollator:
     pad_token_id: int
     special_token_ids: np.ndarray
     random_token_ids: np.ndarray
+    draw: int = 1
 
     def __call__(self, rows: list[dict[str, int]]) -> dict[str, np.ndarray]:
         """Returns input_ids, attention_mask and labels, each int32 [batch, length]."""
@@ -136,7 +139,8 @@ class MaskingCollator:
         input_ids, labels = mask_tokens(
             input_ids,
             maskable,
-            example_keys(self.seed, epoch if self.epoch_masks else np.zeros_like(epoch), index),
+            # No draw has the key of a training epoch, which counts from 1.
+            example_keys(self.seed, epoch if self.epoch_masks else np.full_like(epoch, 1 - self.draw), index),
             mlm_probability=self.mlm_probability,
             mask_replace_prob=self.mask_replace_prob,
             random_replace_prob=self.random_replace_prob,

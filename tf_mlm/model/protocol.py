@@ -75,6 +75,12 @@ class MaskedLanguageModel(Protocol):
     def evaluate(self, x: Any, *, verbose: int, return_dict: bool = False, **options: Any) -> Any:
         """Keras' `evaluate`."""
 
+    def validate(self, features: Any, labels: Any) -> Any:
+        """See `TrainingStep.validate`."""
+
+    def reset_metrics(self) -> None:
+        """Set the metrics to zero, as `evaluate` does at its start."""
+
     def build_in_name_scope(self) -> None:
         """Create the variables under the names that the checkpoint uses."""
 

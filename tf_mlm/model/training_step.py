@@ -147,10 +147,16 @@ class TrainingStep(keras.Model):
         else:
             tf.distribute.get_replica_context().merge_call(across_replicas, args=(gradients, is_finite))
 
-    def test_step(self, data: tuple[dict[str, tf.Tensor], tf.Tensor]) -> dict[str, tf.Tensor]:
-        features, labels = data
+    def validate(
+        self, features: dict[str, tf.Tensor], labels: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        """The `label_outputs` of a validation batch, which are added to the averaged metrics."""
         losses, logits, slot_labels, weights = self.label_outputs(features, labels, training=False)
         self._averages.add(self._averages.sums(losses, logits, slot_labels, weights))
+        return losses, logits, slot_labels, weights
+
+    def test_step(self, data: tuple[dict[str, tf.Tensor], tf.Tensor]) -> dict[str, tf.Tensor]:
+        losses, logits, slot_labels, weights = self.validate(*data)
         results = self._averages.results()
         for metric in self._averages.not_averaged:
             metric.update_state(slot_labels, tf.argmax(logits, -1, output_type=tf.int32), weights)
