@@ -108,17 +108,17 @@ def test_the_predictor_is_traced_once_and_gives_the_same_bits_each_time() -> Non
 @pytest.mark.parametrize(
     ("model_type", "words"),
     [
-        ("distilbert", ["The", "film", "wasn", "'", "t", "not", "-", "so", "Ünï", "北", "京", "."]),
-        ("bert", ["The", "film", "wasn", "'", "t", "not", "-", "so", "Ünï", "北", "京", "."]),
-        ("roberta", ["The", "", "film", "wasn", "'t", "not", "-", "so", "Ünï", "北京", "."]),
-        ("albert", ["The", "", "film", "wasn't", "not-so", "Ünï", "北京."]),
+        ("distilbert", ["The", "film", "can", "'", "t", "not", "-", "so", "Ünï", "北", "京", "."]),
+        ("bert", ["The", "film", "can", "'", "t", "not", "-", "so", "Ünï", "北", "京", "."]),
+        ("roberta", ["The", "", "film", "can", "'t", "not", "-", "so", "Ünï", "北京", "."]),
+        ("albert", ["The", "", "film", "can't", "not-so", "Ünï", "北京."]),
     ],
 )
 def test_words_are_those_of_the_pre_tokenizer_with_their_characters(model_type: str, words: list[str]) -> None:
     from tests.tiny_tokenizers import tiny_tokenizer
     from tf_mlm.inference.score import tokenize_text
 
-    text = "The  film wasn't not-so Ünï 北京."
+    text = "The  film can't not-so Ünï 北京."
     tokenized = tokenize_text(tiny_tokenizer(model_type), text, 80)
     assert [text[start:end] for start, end in tokenized.spans] == words
     place = 0

@@ -79,6 +79,21 @@ def test_a_target_of_several_tokens_has_the_product_of_its_tokens_from_left_to_r
     assert max(each.num_tokens for each in answer.fills[0]) > 2
 
 
+def test_the_only_mask_of_a_sentence_gives_a_target_the_score_of_that_word(trained: tuple[Any, Any]) -> None:
+    """Both follow the chain rule inside the word."""
+    from tf_mlm.inference.masked_tokens import build_predictor
+    from tf_mlm.inference.score import score_texts, tokenize_text
+
+    targets = ["film", "unwatchable", "superb"]
+    answer = fill(*trained, "The [MASK] was long.", targets)
+    texts = [tokenize_text(trained[1], found.sentence, 100) for found in answer.fills[0]]
+    scored = score_texts(build_predictor(trained[0]), trained[1], texts)
+    for found, text, target in zip(answer.fills[0], scored, targets, strict=True):
+        assert (text.words[1].word, text.words[1].num_tokens) == (target, found.num_tokens)
+        assert np.log(found.probability) == pytest.approx(text.words[1].log_probability, rel=1e-5)
+    assert answer.fills[0][1].num_tokens > 1
+
+
 def test_a_target_has_a_leading_space_only_if_its_mask_has_one() -> None:
     from tf_mlm.inference.targets import _token_ids
 
