@@ -105,6 +105,14 @@ def test_the_serving_page_names_every_signature_and_output(finished_run: Path) -
     assert outputs and [name for name in {*signatures, *outputs} if f"`{name}`" not in text] == []
 
 
+def test_the_scoring_page_prints_a_score_and_a_word_of_each_text(
+    finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = run_block("docs/scoring.md", "model.score", finished_run)
+    assert len(names["scored"].words) == 5
+    assert [line.split("(")[0] for line in capsys.readouterr().out.splitlines()[1::2]] == ["ScoredWord"] * 2
+
+
 def test_other_tasks_start_from_the_adapted_encoder(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import transformers
 

@@ -5,7 +5,6 @@ They are installed in a separate environment.
 
 import json
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import SHARED
+from tests.environments import install
 from tests.model.conftest import build_pair, make_batch, tiny_config
 from tf_mlm.config import ModelConfig, load_config
 from tf_mlm.data.corpus import load_corpus
@@ -71,13 +71,7 @@ print(json.dumps(losses))
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("environment")
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    install = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", *PACKAGES]
-    done = subprocess.run(install, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"{' '.join(PACKAGES)} cannot be installed: {done.stderr.splitlines()[-1]}")
-    return folder / "bin" / "python"
+    return install(tmp_path_factory.mktemp("environment"), *PACKAGES)
 
 
 @pytest.mark.slow

@@ -1,19 +1,24 @@
 """`tf-mlm fill-mask`."""
 
 import argparse
-import sys
+from collections.abc import Callable
 from typing import Any
 
 from tf_mlm.commands.libraries import start_libraries_for
+from tf_mlm.commands.lines import Lines
 from tf_mlm.errors import Refused
 from tf_mlm.inference.locate import find_model, is_saved_model
 
 NAME = "fill-mask"
 DESCRIPTION = "Predict the most likely words for each [MASK] of a sentence."
 
+_DEFAULT_TOP_K = 5
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.usage = f"{parser.prog} (RUN_OR_MODEL | --compare A B) [SENTENCE ...] [--top-k K] [--json]"
+    parser.usage = (
+        f"{parser.prog} (RUN_OR_MODEL | --compare A B) [SENTENCE ...] [--top-k K | --targets WORD,...] [--json]"
+    )
     parser.add_argument(
         "texts",
         metavar="RUN_OR_MODEL SENTENCE",
@@ -22,59 +27,85 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '"This is a great [MASK]."; without a sentence, reads standard input, one sentence per line',
     )
     parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="compare two models side by side")
-    parser.add_argument("--top-k", type=int, default=5, metavar="K", help="number of words for each mask [5]")
+    parser.add_argument("--top-k", type=int, metavar="K", help=f"number of words for each mask [{_DEFAULT_TOP_K}]")
+    parser.add_argument(
+        "--targets",
+        metavar="WORD,...",
+        help="print the probabilities of these words instead; one of n tokens takes n masks, so that words of "
+        "different n are not comparable",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object per sentence")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    if arguments.top_k < 1:
+    if arguments.targets is not None and arguments.top_k is not None:
+        raise Refused("--top-k: has no effect with --targets; omit one of them")
+    if arguments.top_k is not None and arguments.top_k < 1:
         raise Refused(f"--top-k {arguments.top_k}: must be at least 1")
     names, sentences = arguments.compare or arguments.texts[:1], arguments.texts[not arguments.compare :]
     if not names:
         raise Refused("fill-mask: no model given; pass a run directory, a model directory, a SavedModel or a Hub name")
     models = [name if is_saved_model(name) else find_model(name).model for name in names]
-    from_stdin = not sentences
-    lines = _read_lines() if from_stdin else dict(enumerate(sentences, start=1))
+    for name in names:
+        if arguments.targets is not None and is_saved_model(name):
+            raise Refused(f"--targets: {name} is a SavedModel, which returns only the most likely words; pass the run")
+    lines = Lines.of(NAME, sentences)
     start_libraries_for(*models)
-    from tf_mlm.inference.fill_mask import load_filler, load_served_filler
+    describe = _describe_targets if arguments.targets is not None else _describe_best
+    answer = describe(names, models, arguments)
+    for number, sentence in lines.texts.items():
+        with lines.refusal_reported(number):
+            print(answer(sentence), flush=True)
+    lines.finish()
+
+
+def _describe_best(names: list[str], models: list[str], arguments: argparse.Namespace) -> Callable[[str], str]:
+    """Maps a sentence to the output for its most likely words."""
+    from tf_mlm.inference.fill_mask import (
+        answer,
+        describe_answer,
+        describe_side_by_side,
+        load_filler,
+        load_served_filler,
+    )
 
     fillers = [load_served_filler(name) if is_saved_model(name) else load_filler(name) for name in models]
-    num_refused = 0
-    for number, sentence in lines.items():
-        try:
-            _answer(fillers, names, sentence, arguments)
-        except Refused as error:
-            if not from_stdin:
-                raise
-            print(f"error: standard input line {number}: {error}", file=sys.stderr)
-            num_refused += 1
-    if num_refused:
-        raise Refused(f"fill-mask: {num_refused} of {len(lines)} lines failed; see the errors above")
+
+    def describe(sentence: str) -> str:
+        answers = [answer(fill, sentence, arguments.top_k or _DEFAULT_TOP_K) for fill in fillers]
+        if arguments.json:
+            return _as_json(names, [each.as_dict() for each in answers], arguments)
+        return describe_side_by_side(names, answers) if arguments.compare else describe_answer(answers[0])
+
+    return describe
 
 
-def _answer(fillers: list[Any], names: list[str], sentence: str, arguments: argparse.Namespace) -> None:
-    from tf_mlm.inference.fill_mask import answer, describe_answer, describe_side_by_side
+def _describe_targets(names: list[str], models: list[str], arguments: argparse.Namespace) -> Callable[[str], str]:
+    """Maps a sentence to the output for the targets."""
+    from tf_mlm.inference.targets import (
+        describe_targets,
+        describe_targets_side_by_side,
+        differences,
+        load_target_filler,
+    )
+
+    targets = arguments.targets.split(",")
+    fillers = [load_target_filler(name) for name in models]
+
+    def describe(sentence: str) -> str:
+        answers = [fill(sentence, targets) for fill in fillers]
+        if arguments.json:
+            objects = [each.as_dict() for each in answers]
+            if arguments.compare:
+                objects[1]["differences"] = differences(answers)
+            return _as_json(names, objects, arguments)
+        return describe_targets_side_by_side(names, answers) if arguments.compare else describe_targets(answers[0])
+
+    return describe
+
+
+def _as_json(names: list[str], answers: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
     from tf_mlm.json_text import dump_json
 
-    answers = [answer(fill, sentence, arguments.top_k) for fill in fillers]
-    if arguments.json:
-        objects = [{"model": name} | given.as_dict() for name, given in zip(names, answers, strict=True)]
-        print(dump_json(objects if arguments.compare else objects[0]), flush=True)
-    elif arguments.compare:
-        print(describe_side_by_side(names, answers), flush=True)
-    else:
-        print(describe_answer(answers[0]), flush=True)
-
-
-def _read_lines() -> dict[int, str]:
-    """The lines of standard input by number, without blank lines. Only `\\n` ends a line."""
-    if sys.stdin is None or sys.stdin.isatty():
-        raise Refused("fill-mask: no sentence given; pass one after the model, or pipe sentences in, one per line")
-    try:
-        lines = sys.stdin.buffer.read().decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise Refused(f"fill-mask: standard input is not UTF-8 at byte {error.start}; convert it to UTF-8") from None
-    found = {number: line.removesuffix("\r") for number, line in enumerate(lines, start=1) if line.strip()}
-    if not found:
-        raise Refused("fill-mask: standard input contains no sentence; pipe sentences in, one per line")
-    return found
+    objects = [{"model": name} | answer for name, answer in zip(names, answers, strict=True)]
+    return dump_json(objects if arguments.compare else objects[0])

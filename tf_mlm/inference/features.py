@@ -1,7 +1,7 @@
 """Encodes texts with the encoder of a model: one vector per text."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,11 +49,7 @@ def encode_texts(
     """
     encodings = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"] if texts else []
     vectors = np.zeros([len(texts), dim], np.float32)
-    by_length = sorted(range(len(texts)), key=lambda index: -len(encodings[index]))
-    while by_length:  # texts of similar length are batched together, to reduce padding
-        length = len(encodings[by_length[0]])
-        size = max(_TOKENS_PER_BATCH // length, 1)
-        batch, by_length = by_length[:size], by_length[size:]
+    for batch, length in batch_by_length([len(encoding) for encoding in encodings]):
         lengths = np.array([len(encodings[index]) for index in batch])
         mask = (np.arange(length) < lengths[:, None]).astype(np.int32)
         ids = np.full(mask.shape, tokenizer.pad_token_id, np.int32)
@@ -65,6 +61,19 @@ def encode_texts(
             vectors[batch] = (hidden_states * mask[:, :, None]).sum(1) / lengths[:, None]
         on_progress(len(batch))
     return vectors
+
+
+def batch_by_length(lengths: Sequence[int]) -> Iterator[tuple[list[int], int]]:
+    """Batches of rows of similar length, to reduce padding: the indices of the rows and the largest length.
+
+    A batch has at most 4,096 tokens with padding, or one row. The longest rows come first.
+    """
+    by_length = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    while by_length:
+        length = lengths[by_length[0]]
+        size = max(_TOKENS_PER_BATCH // length, 1)
+        yield by_length[:size], length
+        by_length = by_length[size:]
 
 
 def cached_features(

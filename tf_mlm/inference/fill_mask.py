@@ -27,6 +27,27 @@ class Fill(NamedTuple):
     sentence: str  # as given, with the token in place of its mask
 
 
+class Mask(NamedTuple):
+    """A mask in a text: its position in the tokens, its first character and the character after its last one."""
+
+    position: int
+    start: int
+    end: int
+
+
+class MaskedText(NamedTuple):
+    """A tokenized text with masks.
+
+    Attributes:
+        text: with the mask token of the tokenizer.
+        input_ids: int32 [length].
+    """
+
+    text: str
+    input_ids: np.ndarray
+    masks: list[Mask]
+
+
 class Answer(NamedTuple):
     """The fills of one sentence.
 
@@ -92,11 +113,35 @@ def answer(fill: Filler, sentence: str, top_k: int) -> Answer:
 
 def fill_masks(model: Any, tokenizer: Any, sentence: str, top_k: int) -> list[list[Fill]]:
     """See `Filler`."""
+    text, input_ids, masks = find_masks(model, tokenizer, sentence)
+    probabilities = predict_probabilities(model, input_ids, np.array([mask.position for mask in masks]))
+    prefix = getattr(tokenizer.backend_tokenizer.model, "continuing_subword_prefix", None) or ""
+    fills = []
+    for mask, row in zip(masks, probabilities, strict=True):
+        best = []
+        for token_id in np.argsort(-row, kind="stable")[:top_k].tolist():
+            word = tokenizer.decode([token_id], clean_up_tokenization_spaces=False).strip()
+            begins_word = _begins_word(prefix, tokenizer.convert_ids_to_tokens(token_id))
+            filled = _filled(text, mask.start, mask.end, word, prefix, begins_word)
+            best.append(Fill(word, float(row[token_id]), filled))
+        fills.append(best)
+    return fills
+
+
+def find_masks(model: Any, tokenizer: Any, sentence: str) -> MaskedText:
+    """The tokens and masks of a sentence.
+
+    Raises:
+        Refused: the sentence has no mask, or more tokens than the model has positions.
+    """
     text = sentence.replace(MASK, tokenizer.mask_token)
     encoded = tokenizer(text, return_offsets_mapping=True)
     input_ids = np.array(encoded["input_ids"], np.int32)
-    masks = np.flatnonzero(input_ids == tokenizer.mask_token_id)
-    if not len(masks):
+    ends = [
+        (position, encoded["offset_mapping"][position][1])  # the start may include white space
+        for position in np.flatnonzero(input_ids == tokenizer.mask_token_id).tolist()
+    ]
+    if not ends:
         raise _no_mask(sentence)
     positions = max_sequence_length(model.config)
     if len(input_ids) > positions:
@@ -104,19 +149,8 @@ def fill_masks(model: Any, tokenizer: Any, sentence: str, top_k: int) -> list[li
             f"fill-mask: the sentence {sentence[:40]!r}… has {len(input_ids)} tokens, and the model has {positions} "
             "positions; shorten the sentence"
         )
-    probabilities = predict_probabilities(model, input_ids, masks)
-    prefix = getattr(tokenizer.backend_tokenizer.model, "continuing_subword_prefix", None) or ""
-    fills = []
-    for mask, row in zip(masks, probabilities, strict=True):
-        end = encoded["offset_mapping"][mask][1]  # the start may include white space
-        best = []
-        for token_id in np.argsort(-row, kind="stable")[:top_k].tolist():
-            word = tokenizer.decode([token_id], clean_up_tokenization_spaces=False).strip()
-            begins_word = _begins_word(prefix, tokenizer.convert_ids_to_tokens(token_id))
-            filled = _filled(text, end - len(tokenizer.mask_token), end, word, prefix, begins_word)
-            best.append(Fill(word, float(row[token_id]), filled))
-        fills.append(best)
-    return fills
+    masks = [Mask(position, end - len(tokenizer.mask_token), end) for position, end in ends]
+    return MaskedText(text, input_ids, masks)
 
 
 def predict_probabilities(model: Any, input_ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -168,7 +202,7 @@ def describe_answer(answer: Answer) -> str:
     lines = [answer.sentence]
     for number, fills in enumerate(answer.fills, start=1):
         rows = zip(_rows(fills, _BAR), fills, strict=True)
-        lines += [*_heading(number, answer), *(f"  {row}  {fill.sentence}" for row, fill in rows)]
+        lines += [*heading(number, len(answer.fills)), *(f"  {row}  {fill.sentence}" for row, fill in rows)]
     if len(answer.fills) > 1:
         lines += [_ALL_MASKS, f"  {_all_filled(answer)}"]
     return "\n".join(lines)
@@ -177,15 +211,7 @@ def describe_answer(answer: Answer) -> str:
 def describe_side_by_side(names: list[str], answers: list[Answer]) -> str:
     """The answers of several models to one sentence, one column each."""
     columns = [[_rows(fills, _HALF_BAR) for fills in answer.fills] for answer in answers]
-    widths = [max(map(len, [name, *itertools.chain(*tables)])) for name, tables in zip(names, columns, strict=True)]
-
-    def line(*cells: str) -> str:
-        return "  " + "   ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip()
-
-    lines = [answers[0].sentence, line(*names)]
-    for number, tables in enumerate(zip(*columns, strict=True), start=1):
-        rows = itertools.zip_longest(*tables, fillvalue="")  # a small vocabulary may have fewer tokens than top_k
-        lines += [*_heading(number, answers[0]), *(line(*cells) for cells in rows)]
+    lines = [answers[0].sentence, *columns_of_masks(names, columns)]
     if len(answers[0].fills) > 1:
         width = max(map(len, names))
         lines.append(_ALL_MASKS)
@@ -193,8 +219,22 @@ def describe_side_by_side(names: list[str], answers: list[Answer]) -> str:
     return "\n".join(lines)
 
 
-def _heading(number: int, answer: Answer) -> list[str]:
-    return [f" mask {number}, the others masked"] if len(answer.fills) > 1 else []
+def columns_of_masks(names: list[str], columns: list[list[list[str]]]) -> list[str]:
+    """Lines with one column per name. Each column has the rows of each mask."""
+    widths = [max(map(len, [name, *itertools.chain(*tables)])) for name, tables in zip(names, columns, strict=True)]
+
+    def line(*cells: str) -> str:
+        return "  " + "   ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip()
+
+    lines = [line(*names)]
+    for number, tables in enumerate(zip(*columns, strict=True), start=1):
+        rows = itertools.zip_longest(*tables, fillvalue="")  # a small vocabulary may have fewer tokens than top_k
+        lines += [*heading(number, len(columns[0])), *(line(*cells) for cells in rows)]
+    return lines
+
+
+def heading(number: int, num_masks: int) -> list[str]:
+    return [f" mask {number}, the others masked"] if num_masks > 1 else []
 
 
 def _rows(fills: list[Fill], bar: int) -> list[str]:

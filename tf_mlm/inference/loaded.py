@@ -1,10 +1,10 @@
-"""A trained model with its tokenizer: fills masks, encodes texts, evaluates."""
+"""A trained model with its tokenizer: fills masks, scores and encodes texts, evaluates."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
@@ -15,7 +15,10 @@ from tf_mlm.inference.evaluate import evaluate_model, other_data
 from tf_mlm.inference.features import Encoder, build_encoder, encode_texts
 from tf_mlm.inference.fill_mask import Answer, answer, fill_masks
 from tf_mlm.inference.locate import FoundModel, find_model
+from tf_mlm.inference.masked_copies import Predictor, build_predictor
 from tf_mlm.inference.predict import LabeledText, TaggedText, predict_labels, predict_tags
+from tf_mlm.inference.score import Masking, ScoredText, score_texts, tokenize_text
+from tf_mlm.inference.targets import TargetAnswer, fill_targets
 from tf_mlm.model.architectures import max_sequence_length
 from tf_mlm.model.loading import load_trained, load_trained_label_model, objective_of
 from tf_mlm.model.protocol import MaskedLanguageModel
@@ -43,21 +46,49 @@ class LoadedModel:
         found = find_model(str(name))
         return cls(*load_trained(found.model), found)
 
-    def fill(self, texts: str | Sequence[str], top_k: int = 5) -> list[Answer]:
+    @overload
+    def fill(self, texts: str | Sequence[str], top_k: int = 5) -> list[Answer]: ...
+
+    @overload
+    def fill(self, texts: str | Sequence[str], *, targets: Sequence[str]) -> list[TargetAnswer]: ...
+
+    def fill(
+        self, texts: str | Sequence[str], top_k: int = 5, *, targets: Sequence[str] | None = None
+    ) -> list[Answer] | list[TargetAnswer]:
         """Fill the masks of each text.
 
         Args:
             texts: one or more texts, each with at least one `[MASK]`.
             top_k: number of tokens for each mask.
+            targets: words whose probabilities are returned in place of the most likely tokens; see `fill_targets`.
 
         Raises:
-            Refused: a text has no mask or more tokens than the model has positions.
+            Refused: a text has no mask or more tokens than the model has positions, or a target is not in the
+                vocabulary.
         """
+        if targets is not None:
+            return [
+                fill_targets(self.model, self._predictor, self.tokenizer, text, _as_list(targets))
+                for text in _as_list(texts)
+            ]
 
         def fill(sentence: str, top_k: int) -> Any:
             return fill_masks(self.model, self.tokenizer, sentence, top_k)
 
         return [answer(fill, text, top_k) for text in _as_list(texts)]
+
+    def score(self, texts: str | Sequence[str], masking: Masking = "word-l2r") -> list[ScoredText]:
+        """The pseudo-log-likelihood of each text and of its words; see `score_texts`.
+
+        Args:
+            masking: the tokens that are masked to predict a token: `word-l2r`, `word` or `token`.
+
+        Raises:
+            Refused: a text has a mask, no ordinary token, or more tokens than the model has positions.
+        """
+        length = max_sequence_length(self.model.config)
+        tokenized = [tokenize_text(self.tokenizer, text, length) for text in _as_list(texts)]
+        return list(score_texts(self._predictor, self.tokenizer, tokenized, masking))
 
     def encode(self, texts: str | Sequence[str]) -> np.ndarray:
         """The mean of the last hidden states over the tokens of each text: float32 [texts, dim].
@@ -68,6 +99,10 @@ class LoadedModel:
         return encode_texts(
             self._encoder, self.tokenizer, _as_list(texts), config.hidden_size, max_sequence_length(config)
         )
+
+    @cached_property
+    def _predictor(self) -> Predictor:
+        return build_predictor(self.model)
 
     @cached_property
     def _encoder(self) -> Encoder:
