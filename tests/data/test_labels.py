@@ -63,7 +63,7 @@ def test_token_types_mark_the_second_text_of_a_pair(tensorflow: None, has_types:
     tokenizer.model_input_names = ["input_ids", *(["token_type_ids"] if has_types else []), "attention_mask"]
     use_token_types(tokenizer)
     found = label_texts(documents(text=["a b"], text_pair=["c"], label=[0]), tokenizer, 8)
-    a, b, c = tokenizer.convert_tokens_to_ids(["a", "b", "c"])
+    a, b, c = (tokenizer.vocab[token] for token in "abc")
     ends = [tokenizer.cls_token_id, tokenizer.sep_token_id]
     assert found.input_ids[0].tolist() == [ends[0], a, b, ends[1], c, ends[1], *[tokenizer.pad_token_id] * 2]
     if not has_types:

@@ -27,7 +27,8 @@ def test_pairs_are_truncated_like_the_tokenizer_truncates_the_longer_text_first(
     for first, second in lengths:
         encoding = tokenizer.encode("a " * first, "a " * second)
         expected.append((encoding.type_ids.count(0), encoding.type_ids.count(1)))
-    found = truncated_lengths(*(tf.constant(each, tf.int64) for each in zip(*lengths, strict=True)), room)
+    firsts, seconds = (tf.constant(each, tf.int64) for each in zip(*lengths, strict=True))
+    found = truncated_lengths(firsts, seconds, room)
     assert list(zip(*(each.numpy().tolist() for each in found), strict=True)) == expected
 
 
