@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(describe_data(job.data.facts), flush=True)
     results = range_test(job, num_steps=arguments.num_steps, min_learning_rate=lowest, max_learning_rate=highest)
     write_atomically(arguments.plot, plot_range_test(results))
-    command = _train_command(arguments.config, settings, results.suggestion)
+    command = train_command(arguments.config, settings, results.suggestion)
     if arguments.json:
         print(results.as_json(command=command, plot=str(arguments.plot)), end="")
         return
@@ -76,13 +76,13 @@ def _check_writable(plot: Path) -> None:
         if plot.is_dir():
             raise IsADirectoryError(0, "is a directory")
         if plot.exists() and not os.access(plot, os.W_OK):
-            raise PermissionError(0, "the file is read-only")
+            raise PermissionError(0, "is read-only")
         tempfile.TemporaryFile(dir=plot.parent).close()
     except OSError as error:
         raise Refused(f"--plot {plot}: cannot be written: {error.strerror}; choose another file") from None
 
 
-def _train_command(config: str | None, settings: dict[str, Any], rate: float | None) -> str | None:
+def train_command(config: str | None, settings: dict[str, Any], rate: float | None) -> str | None:
     """The command that trains with these settings at this rate."""
     if rate is None:
         return None

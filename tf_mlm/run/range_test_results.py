@@ -17,7 +17,7 @@ _RAW, _SMOOTHED, _STEEPEST, _BLOW_UP, _CONFIG = "#0072B2", "#0072B2", "#009E73",
 _STOP_FACTOR = 4.0
 _REGAINED = 0.1  # share of the fall
 _WINDOW = 1 / 30  # of the planned steps
-_CLEAR = 6.0
+_CLEAR = 8.0
 
 
 @dataclass(frozen=True)
@@ -92,23 +92,21 @@ class Curve:
 
     @cached_property
     def blow_up(self) -> int | None:
-        """The step, counted from 0, from which on the loss is above its minimum for good; None if there is none.
+        """The step, counted from 0, at which the loss clearly rises from its minimum; None if it never rose.
 
-        Above the minimum means that the smoothed loss has regained a tenth of its fall, and at least the noise, or that
-        all updates were skipped.
+        Either the smoothed loss has regained a tenth of its fall, and more than its noise, or no later update has a
+        finite loss.
         """
-        is_high = self.smoothed > self.smoothed[self.lowest] + max(_REGAINED * self.fall, _CLEAR * self.noise)
-        last_low = int(np.flatnonzero(~is_high)[-1])
+        limit = self.smoothed[self.lowest] + max(_REGAINED * self.fall, _CLEAR * self.noise)
+        risen = np.flatnonzero(self.smoothed[self.lowest :] > limit)
+        if len(risen):
+            return self.lowest + int(risen[0])
         last_finite = int(np.flatnonzero(np.isfinite(self.losses))[-1])
-        if last_low < len(self.losses) - 1:
-            return last_low + 1
-        if np.isinf(self.losses[last_finite + 1 :]).any():
-            return last_finite + 1
-        return None
+        return last_finite + 1 if np.isinf(self.losses[last_finite + 1 :]).any() else None
 
     @property
     def is_diverging(self) -> bool:
-        """Whether the smoothed loss is above its minimum for good and exceeds 4 times its value."""
+        """Whether the smoothed loss clearly rose from its minimum and exceeds 4 times its value."""
         return self.blow_up is not None and bool(self.smoothed[-1] > _STOP_FACTOR * self.smoothed[self.lowest])
 
 
@@ -144,7 +142,7 @@ class RangeTestResults:
 
     @property
     def blow_up_rate(self) -> float | None:
-        """The rate from which on the loss is above its minimum."""
+        """The rate at which the loss clearly rises from its minimum."""
         return None if self.curve.blow_up is None else self.rates[self.curve.blow_up]
 
     @property
@@ -166,39 +164,34 @@ class RangeTestResults:
 
     def describe(self) -> str:
         """The table, as lines of text."""
-        return "\n".join(f"{name:<17}{value:>9}  {note}".rstrip() for name, value, note in self._rows())
-
-    def _rows(self) -> list[tuple[str, str, str]]:
-        """Name, value and explanation of each result."""
-        curve, last = self.curve, len(self.losses) - 1
+        curve, last = self.curve, len(self.losses)
+        end = f"up to the rate {show_rate(self.rates[-1])}"
+        if last < self.num_steps:
+            is_finite = math.isfinite(self.losses[-1])
+            reason = f"exceeded {_STOP_FACTOR:g} times its minimum" if is_finite else "or its gradient was not finite"
+            end = f"of {self.num_steps:,}, {end}, where the loss {reason}"
         low = float(curve.smoothed[curve.lowest])
-        if last + 1 == self.num_steps:
-            end = f"all, up to a rate of {show_rate(self.rates[-1])}"
-        elif math.isinf(self.losses[-1]):
-            end = f"of {self.num_steps:,}: stopped, because the loss or its gradient was not finite"
-        else:
-            end = f"of {self.num_steps:,}: stopped, because the loss exceeded {_STOP_FACTOR:g} times its minimum"
-        fell = f"{curve.start:.4f} → {low:.4f}, lowest at {show_rate(self.rates[curve.lowest])}"
-        unit = metrics_of(self.objective)[0].title
+        loss = f"{curve.start:.4f} → {low:.4f} at {show_rate(self.rates[curve.lowest])}, {self.unit}, smoothed"
         rows = [
-            ("steps", f"{last + 1:,}", end),
-            ("loss", "", f"{fell} ({unit[unit.index('(') + 1 : -1]}, smoothed)"),
+            ("steps", f"{last:,}", end),
+            ("loss", "", loss if curve.has_fallen else f"never fell by more than its noise: {loss}"),
+            ("steepest descent", show_rate(self.steepest_rate), "" if self.steepest_rate else "the loss never fell"),
+            ("blow-up", show_rate(self.blow_up_rate), "the loss never rose; raise --max-learning-rate to find it"),
+            ("suggestion", show_rate(self.suggestion), "none, because the loss never fell; check the data"),
+            ("config", show_rate(self.config_rate), "optimizer.learning_rate"),
         ]
-        if not curve.has_fallen:
-            rows[1] = ("loss", "", f"never fell by more than its scatter: {fell}")
-        rows.append(
-            (
-                "steepest descent",
-                show_rate(self.steepest_rate),
-                "" if self.steepest_rate else "none: the loss never fell",
-            )
-        )
-        if self.blow_up_rate is None:
-            rows.append(("blow-up", "–", "none: the loss never rose; raise --max-learning-rate to find it"))
-        else:
-            rows.append(("blow-up", show_rate(self.blow_up_rate), "from here on, the loss is above its minimum"))
-            rows.append(("a tenth of it", show_rate(self.safe_rate), ""))
-        return rows
+        if self.blow_up_rate:
+            rows[3] = (*rows[3][:2], f"the loss clearly rises; a tenth of it is {show_rate(self.safe_rate)}")
+        if self.suggestion:
+            source = "a tenth of the blow-up" if self.safe_rate else "the steepest descent, because the loss never rose"
+            rows[4] = (*rows[4][:2], source)
+        return "\n".join(f"{name:<17} {value:>8}  {note}".rstrip() for name, value, note in rows)
+
+    @property
+    def unit(self) -> str:
+        """The unit of the losses, such as `nats per masked token`."""
+        title = metrics_of(self.objective)[0].title
+        return title[title.index("(") + 1 : title.index(")")]
 
 
 def show_rate(rate: float | None) -> str:
@@ -227,9 +220,8 @@ def plot_range_test(results: RangeTestResults) -> bytes:
     span = max(high - low, 4 * curve.noise, 1e-3)
     axes.set_ylim(low - 0.12 * span, high + 0.25 * span)
     axes.set_xlim(rates[0], rates[-1])
-    unit = metrics_of(results.objective)[0].title
     axes.set_xlabel("learning rate (logarithmic)", fontsize=10)
-    axes.set_ylabel(f"training l{unit[1:]}", fontsize=10)
+    axes.set_ylabel(f"loss of a training step ({results.unit})", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.tick_params(labelsize=9)
