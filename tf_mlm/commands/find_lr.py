@@ -22,7 +22,9 @@ _LEARNING_RATE = "optimizer.learning_rate"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [--config NAME_OR_FILE] [--num-steps N] [FLAG VALUE ...] [--section.key VALUE ...]"
     add_settings(parser)
-    parser.add_argument("--num-steps", type=int, default=300, metavar="N", help="steps from the lowest rate on [300]")
+    parser.add_argument(
+        "--num-steps", type=int, default=300, metavar="N", help="steps from the lowest to the highest rate [300]"
+    )
     parser.add_argument(
         "--min-learning-rate", type=float, default=1e-7, metavar="RATE", help="rate of the first step [1e-7]"
     )
@@ -65,9 +67,9 @@ def run(arguments: argparse.Namespace) -> None:
         print(results.as_json(command=command, plot=str(arguments.plot)), end="")
         return
     print(results.describe())
-    print(f"written          {arguments.plot}")
+    print(f"written            {arguments.plot}")
     if command:
-        print(f"next             {command}")
+        print(f"next               {command}")
 
 
 def _check_writable(plot: Path) -> None:

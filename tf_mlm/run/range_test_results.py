@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from tf_mlm.json_text import dump_json
 from tf_mlm.model.metrics import metrics_of
 
-_RAW, _SMOOTHED, _STEEPEST, _BLOW_UP, _CONFIG = "#0072B2", "#0072B2", "#009E73", "#D55E00", "#444444"
-_STOP_FACTOR = 4.0
-_REGAINED = 0.1  # share of the fall
-_WINDOW = 1 / 30  # of the planned steps
-_CLEAR = 8.0
+_LOSS, _STEEPEST, _BLOW_UP, _CONFIG = "#0072B2", "#009E73", "#D55E00", "#444444"  # Okabe and Ito
+_WINDOW = 1 / 30  # share of the planned steps in an average
+_CLEAR = 8.0  # a change of the smoothed loss is more than noise from this number of standard errors on
+_REGAINED = 0.1  # share of the fall that the loss regains where it blows up
+_STOP_FACTOR = 4.0  # the test stops where the loss exceeds its minimum times this
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,16 @@ class Curve:
     def smoothed(self) -> np.ndarray:
         """float64 [steps]: exponential average with bias correction (Kingma and Ba 2015, section 3).
 
-        Its mean age is a thirtieth of the planned steps. Steps without a finite loss repeat the previous value.
+        Its mean age is a thirtieth of the planned steps. A step without a finite loss repeats the previous value, or at
+        the beginning the first one.
         """
         decay = 1 - 1 / self._window
+        first = self.losses[np.isfinite(self.losses)][0]
         average, weight, found = 0.0, 0.0, []
         for loss in self.losses:
             if np.isfinite(loss):
                 average, weight = decay * average + (1 - decay) * loss, decay * weight + 1 - decay
-            found.append(average / weight if weight else np.nan)
+            found.append(average / weight if weight else first)
         return np.array(found)
 
     @property
@@ -67,7 +69,7 @@ class Curve:
     def lowest(self) -> int:
         """The step with the lowest smoothed loss, counted from 0, after the first averages, which vary most."""
         first = min(self._window, len(self.losses) - 1)
-        return first + int(np.nanargmin(self.smoothed[first:]))
+        return first + int(np.argmin(self.smoothed[first:]))
 
     @property
     def fall(self) -> float:
@@ -84,11 +86,11 @@ class Curve:
 
         The rates are evenly spaced on a logarithmic axis, so that a difference over steps is a slope over log rate.
         """
-        width, end = self._window, self.lowest + 1
-        if not self.has_fallen or end <= 2 * width:
+        if not self.has_fallen:
             return None
+        width, end = min(self._window, self.lowest // 2), self.lowest + 1
         falls = self.smoothed[: end - 2 * width] - self.smoothed[2 * width : end]
-        return width + int(np.nanargmax(falls))
+        return width + int(np.argmax(falls))
 
     @cached_property
     def blow_up(self) -> int | None:
@@ -176,8 +178,16 @@ class RangeTestResults:
             ("steps", f"{last:,}", end),
             ("loss", "", loss if curve.has_fallen else f"never fell by more than its noise: {loss}"),
             ("steepest descent", show_rate(self.steepest_rate), "" if self.steepest_rate else "the loss never fell"),
-            ("blow-up", show_rate(self.blow_up_rate), "the loss never rose; raise --max-learning-rate to find it"),
-            ("suggestion", show_rate(self.suggestion), "none, because the loss never fell; check the data"),
+            (
+                "blow-up",
+                show_rate(self.blow_up_rate),
+                f"the loss never rose up to the rate {show_rate(self.rates[-1])}",
+            ),
+            (
+                "suggestion",
+                show_rate(self.suggestion),
+                "none, because the loss never fell; check the data and the range of the rates",
+            ),
             ("config", show_rate(self.config_rate), "optimizer.learning_rate"),
         ]
         if self.blow_up_rate:
@@ -208,15 +218,15 @@ def plot_range_test(results: RangeTestResults) -> bytes:
     figure = Figure(figsize=(8, 5.2), dpi=200, layout="constrained", facecolor="white")
     axes = figure.subplots()
     axes.set_xscale("log")
-    axes.plot(rates, curve.losses, ".", color=_RAW, alpha=0.3, markersize=4, label="loss of each step")
-    axes.plot(rates, curve.smoothed, color=_SMOOTHED, linewidth=2, label="smoothed loss")
+    axes.plot(rates, curve.losses, ".", color=_LOSS, alpha=0.3, markersize=4, label="loss of each step")
+    axes.plot(rates, curve.smoothed, color=_LOSS, linewidth=2, label="smoothed loss")
     _mark(axes, results, results.steepest_rate, "steepest descent", "o", _STEEPEST)
     _mark(axes, results, results.blow_up_rate, "blow-up", "X", _BLOW_UP)
     _mark(axes, results, results.safe_rate, "a tenth of the blow-up", "s", _BLOW_UP)
     if rates[0] <= results.config_rate <= rates[-1]:
         label = f"rate of the config {show_rate(results.config_rate)}"
         axes.axvline(results.config_rate, color=_CONFIG, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1, label=label)
-    low, high = float(np.nanmin(curve.smoothed)), max(curve.start, float(curve.smoothed[curve.lowest]))
+    low, high = float(curve.smoothed.min()), max(curve.start, float(curve.smoothed[curve.lowest]))
     span = max(high - low, 4 * curve.noise, 1e-3)
     axes.set_ylim(low - 0.12 * span, high + 0.25 * span)
     axes.set_xlim(rates[0], rates[-1])
