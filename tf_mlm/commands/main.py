@@ -9,11 +9,35 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from tf_mlm.commands import compare, evaluate, explain, export, fill_mask, finetune, predict, probe, score, train
+from tf_mlm.commands import (
+    compare,
+    evaluate,
+    explain,
+    export,
+    fill_mask,
+    find_lr,
+    finetune,
+    predict,
+    probe,
+    score,
+    train,
+)
 from tf_mlm.config import suggest
 from tf_mlm.errors import Interrupted, NonFiniteLoss, Refused
 
-COMMANDS: tuple[Any, ...] = (train, fill_mask, score, evaluate, explain, compare, probe, finetune, predict, export)
+COMMANDS: tuple[Any, ...] = (
+    train,
+    find_lr,
+    fill_mask,
+    score,
+    evaluate,
+    explain,
+    compare,
+    probe,
+    finetune,
+    predict,
+    export,
+)
 """Modules with NAME, DESCRIPTION, add_arguments(parser) and run(arguments)."""
 
 

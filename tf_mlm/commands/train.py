@@ -31,9 +31,7 @@ NEWEST = Path("<newest>")  # --resume without RUN
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [--config NAME_OR_FILE] [--resume [RUN]] [FLAG VALUE ...] [--section.key VALUE ...]"
-    parser.add_argument("--config", metavar="NAME_OR_FILE", help="a recipe such as imdb-10k, or a TOML file")
-    for flag, name in SHORT_FLAGS.items():
-        parser.add_argument(flag, dest=name, metavar="VALUE", default=argparse.SUPPRESS, help=f"short for --{name}")
+    add_settings(parser)
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="run directory [runs/<config name>-<time>]")
     parser.add_argument(
         "--resume",
@@ -45,6 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--plan", action="store_true", help="print the estimated time and memory, and stop")
     parser.add_argument("--print-config", action="store_true", help="print the resolved settings as TOML, and stop")
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """The flags of the settings, for every command that trains."""
+    parser.add_argument("--config", metavar="NAME_OR_FILE", help="a recipe such as imdb-10k, or a TOML file")
+    for flag, name in SHORT_FLAGS.items():
+        parser.add_argument(flag, dest=name, metavar="VALUE", default=argparse.SUPPRESS, help=f"short for --{name}")
     parser.add_argument("--verbose", action="store_true", help="show TensorFlow's log output")
     groups: dict[str, Any] = {}
     for name, field in setting_fields().items():
