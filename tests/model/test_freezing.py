@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-import tf_keras as keras
 
 from tests.model.conftest import build, compile_model, gradients_of, make_batch, tiny_config
 from tf_mlm.config import OptimizerConfig
@@ -65,7 +64,23 @@ def test_frozen_weights_have_no_backward_pass_and_no_optimizer_state() -> None:
     assert sizes == {weight.shape.num_elements() for weight in model.trainable_variables}
 
 
-def test_a_list_selects_layers_by_parts_of_their_names() -> None:
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+@pytest.mark.parametrize("part", ["bias", "LayerNorm", "position_embeddings", "word_embeddings", "dense", "attention"])
+def test_a_part_selects_exactly_the_weights_with_it_in_their_names(model_type: str, part: str) -> None:
+    model = build(tiny_config(model_type))
+    names = {pytorch_name(weight)[0] for weight in model.weights}
+    expected = {name for name in names if part in name.split(".")}
+    if not expected:
+        with pytest.raises(Refused):
+            freeze(model, [part], [])
+        return
+    freeze(model, [part], [])
+    assert {pytorch_name(weight)[0] for weight in model.trainable_variables} == expected
+    assert {pytorch_name(weight)[0] for weight in model.non_trainable_variables} == names - expected
+    assert {pytorch_name(weight)[0] for weight in model.weights} == names
+
+
+def test_a_list_selects_the_weights_of_each_of_its_parts() -> None:
     model = build(tiny_config("distilbert"))
     freeze(model, ["layer.1.attention", "vocab_layer_norm"], [])
     names = [pytorch_name(weight)[0] for weight in model.trainable_variables]
@@ -86,7 +101,7 @@ def test_the_newly_initialized_pooler_belongs_to_the_head() -> None:
 @pytest.mark.parametrize("train", ["layer.7", "ayer.1", ["head", "nothing"]])
 def test_a_name_that_selects_nothing_is_refused_with_the_names_there_are(train: Any) -> None:
     with pytest.raises(
-        Refused, match=r"model\.train: '.*' is not part of the name .* distilbert\.transformer\.layer\.1"
+        Refused, match=r"model\.train: '.*' is not a part of the name .* distilbert\.transformer\.layer\.1"
     ):
         freeze(build(tiny_config("distilbert")), train, [])
 
@@ -94,5 +109,4 @@ def test_a_name_that_selects_nothing_is_refused_with_the_names_there_are(train: 
 def test_all_weights_are_trained_by_default() -> None:
     model = build(tiny_config("distilbert"))
     freeze(model, "all", [])
-    assert len(model.trainable_variables) == len(model.weights)
-    assert all(layer.trainable for layer in model.submodules if isinstance(layer, keras.layers.Layer))
+    assert len(model.trainable_variables) == len(model.weights) and not model.non_trainable_variables

@@ -16,7 +16,23 @@ from tf_mlm.model.metrics import LOSS, AveragedMetrics, Metric
 
 
 class TrainingStep(keras.Model):
-    """Mixin of a transformers model: the computations of `fit` and `evaluate`."""
+    """Mixin of a transformers model: the computations of `fit` and `evaluate`.
+
+    Attributes:
+        trained_names: names of the variables that training changes; None for all.
+    """
+
+    trained_names: frozenset[str] | None = None
+
+    @property
+    def trainable_weights(self) -> list[tf.Variable]:
+        weights = super().trainable_weights
+        return weights if self.trained_names is None else [each for each in weights if each.name in self.trained_names]
+
+    @property
+    def non_trainable_weights(self) -> list[tf.Variable]:
+        trained = {id(weight) for weight in self.trainable_weights}
+        return [weight for weight in self.weights if id(weight) not in trained]
 
     def compile_step(
         self,
