@@ -21,6 +21,7 @@ ORDER = [
     "tf_mlm.data.masking",
     "tf_mlm.data.pipeline",
     "tf_mlm.data.prepared",
+    "tf_mlm.data.tables",
     "tf_mlm.data.labeled",
     "tf_mlm.data.labels",
     "tf_mlm.model",

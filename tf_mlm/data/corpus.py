@@ -342,10 +342,14 @@ def find_splits(known: list[str], wanted: str, setting: str, config: DataConfig)
 
 
 def _hash_texts(documents: datasets.Dataset) -> np.ndarray:
-    """uint64 [num_documents]: a hash of each text; all blank texts have the same."""
-    texts = ("" if not text or text.isspace() else text for batch in documents.iter(1000) for text in batch["text"])
-    hashes = (xxhash.xxh3_64_intdigest(text.encode()) for text in texts)
+    """uint64 [num_documents]: a hash of each text."""
+    hashes = (hash_text(text) for batch in documents.iter(1000) for text in batch["text"])
     return np.fromiter(hashes, np.uint64, len(documents))
+
+
+def hash_text(text: str | None) -> int:
+    """A 64-bit hash of a text; all blank texts have the same."""
+    return xxhash.xxh3_64_intdigest(b"" if not text or text.isspace() else text.encode())
 
 
 def _hash_file(path: Path) -> str:

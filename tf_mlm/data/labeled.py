@@ -4,21 +4,20 @@ import difflib
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import xxhash
 
-from tf_mlm import hub
-from tf_mlm.config import Config, DataConfig
-from tf_mlm.data.corpus import SAMPLE, find_overlap, find_splits, hold_out
-from tf_mlm.data.local_files import find_split_files, kind_of, refusal
+from tf_mlm.config import Config
+from tf_mlm.data.corpus import SAMPLE, find_overlap, find_splits, hash_text, hold_out
+from tf_mlm.data.readers import is_number
+from tf_mlm.data.tables import Table, load_tables
 from tf_mlm.errors import Refused
 
-_NO_LABEL = -1  # the Hub's convention in an integer column
-_LOADERS = {"parquet": "parquet", "csv": "csv", "tsv": "csv", "json": "json", "jsonl": "json", "ndjson": "json"}
+NO_LABEL = -1
+"""Index of a word without a tag; in the data, the Hub's number for no label."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +25,17 @@ class LabeledDocuments:
     """Training and validation documents with labels.
 
     Attributes:
-        train: columns `text`, `label` (int) and, for pairs, `text_pair`; for tags, `tokens` and `tags` (lists);
-            likewise `validation`.
+        train: columns `text`, `label` (int) and, for pairs, `text_pair`; for tags, `tokens` and `tags` (lists), where
+            `NO_LABEL` is a word without a tag; likewise `validation`.
         label_names: names of the labels; a label is an index into them.
         held_out: whether the validation documents are a random share of the training documents instead of a split.
         num_overlap: validation documents dropped because a training document has the same text.
         num_unlabeled: documents dropped because they have no label.
+        num_empty: documents dropped because they have no text.
         train_fingerprint: hash of texts and labels, in order; likewise `validation_fingerprint`.
         train_hashes: uint64 [num_documents], one hash per training document.
+        validation_hashes: as `train_hashes`, of the validation documents. The hash of a text is that of
+            `load_corpus`.
         text_column: the column with the text or the words.
         columns: all columns of the data.
     """
@@ -44,9 +46,11 @@ class LabeledDocuments:
     held_out: bool
     num_overlap: int
     num_unlabeled: int
+    num_empty: int
     train_fingerprint: str
     validation_fingerprint: str
     train_hashes: np.ndarray
+    validation_hashes: np.ndarray
     text_column: str
     columns: tuple[str, ...]
 
@@ -61,27 +65,6 @@ class LabeledSplit:
     num_in_training: int | None
 
 
-@dataclass(frozen=True)
-class _Columns:
-    """The columns that an objective reads.
-
-    Attributes:
-        wanted: names in the data by the names that they get: text, text_pair, label, tokens, tags.
-        all: all columns of the data.
-    """
-
-    wanted: dict[str, str]
-    all: tuple[str, ...]
-
-    @property
-    def text(self) -> str:
-        return self.wanted.get("text") or self.wanted["tokens"]
-
-    @property
-    def label(self) -> str:
-        return self.wanted.get("label") or self.wanted["tags"]
-
-
 def load_labeled(config: Config) -> LabeledDocuments:
     """Load the labeled documents of both splits.
 
@@ -90,33 +73,35 @@ def load_labeled(config: Config) -> LabeledDocuments:
             fewer than two different labels, or a validation label does not occur in training.
     """
     data = config.data
-    tables = _load_tables(data, {data.train_split, data.validation_split})
+    tables = _load_tables(config, {*data.train_split.split("+"), *data.validation_split.split("+")})
     is_held_out = not data.validation_split or list(tables) == [""]
-    train, names, columns, num_unlabeled = _read_split(config, tables, "train_split")
-    if not is_held_out:
-        validation, validation_names, _, num_unlabeled_too = _read_split(config, tables, "validation_split")
-        num_unlabeled += num_unlabeled_too
-        _check_known(validation_names, names)
-    _check_labels(names, columns)
-    hashes = _hash_texts(train)
+    train = _read_split(config, tables, "train_split")
+    find_splits(list(tables), data.validation_split or data.train_split, "validation_split", data)
     if is_held_out:
         train_rows, validation_rows = hold_out(len(train), data, config.training.seed)
-        train, validation, hashes = train.select(train_rows), train.select(validation_rows), hashes[train_rows]
-    overlap = find_overlap(_hash_texts(validation), hashes, data, is_held_out)
+        train, validation, dropped = train.select(train_rows), train.select(validation_rows), [train]
+    else:
+        validation = _read_split(config, tables, "validation_split")
+        dropped = [train, validation]
+    names = dropped[0].label_names
+    _check_known(validation.label_names, names, "validation")
+    _check_labels(train, names)
+    overlap = find_overlap(validation.hashes, train.hashes, data, is_held_out)
     validation = validation.select(np.flatnonzero(~overlap))
-    train, validation = (_with_indices(each, names) for each in (train, validation))
     return LabeledDocuments(
-        train=train,
-        validation=validation,
+        train=train.as_dataset(names),
+        validation=validation.as_dataset(names),
         label_names=tuple(names),
         held_out=is_held_out,
         num_overlap=int(overlap.sum()),
-        num_unlabeled=num_unlabeled,
-        train_fingerprint=_fingerprint(train, names),
-        validation_fingerprint=_fingerprint(validation, names),
-        train_hashes=hashes,
-        text_column=columns.text,
-        columns=columns.all,
+        num_unlabeled=sum(each.num_unlabeled for each in dropped),
+        num_empty=sum(each.num_empty for each in dropped),
+        train_fingerprint=train.fingerprint(names),
+        validation_fingerprint=validation.fingerprint(names),
+        train_hashes=train.hashes,
+        validation_hashes=validation.hashes,
+        text_column=train.columns.text,
+        columns=train.columns.all,
     )
 
 
@@ -133,229 +118,290 @@ def load_labeled_split(
         Refused: as `load_labeled`, or a label is not one of `label_names`.
     """
     split = config.data.validation_split
-    tables = _load_tables(config.data, {split} if split else None)
-    documents, names, _, _ = _read_split(config, tables, "validation_split")
-    _check_known(names, label_names)
-    num_in_training = None
-    if train_hashes is not None:
-        num_in_training = int(np.isin(_hash_texts(documents), train_hashes).sum())
-    documents = _with_indices(documents, label_names)
-    description = f"split {split}" if split and list(tables) != [""] else "all documents"
-    return LabeledSplit(documents, _fingerprint(documents, label_names), description, num_in_training)
+    tables = _load_tables(config, set(split.split("+")) if split else None)
+    documents = _read_split(config, tables, "validation_split")
+    _check_known(documents.label_names, label_names, "evaluated")
+    is_unnamed = list(tables) == [""]
+    description = f"split {split}" if split and not is_unnamed else "all documents"
+    return LabeledSplit(
+        documents.as_dataset(label_names),
+        documents.fingerprint(label_names),
+        f"{description} (no named splits)" if is_unnamed else description,
+        int(np.isin(documents.hashes, train_hashes).sum()) if train_hashes is not None else None,
+    )
 
 
-def _read_split(
-    config: Config, tables: dict[str, datasets.Dataset], setting: str
-) -> tuple[datasets.Dataset, list[str], _Columns, int]:
-    """The documents with a label, the names of the labels, the columns, and the number of documents without a label."""
+@dataclass(frozen=True)
+class _Columns:
+    """The columns that an objective reads.
+
+    Attributes:
+        text: column of the texts, or of the words (lists).
+        pair: column of the second texts; "" if none.
+        label: column of the labels, or of the tags (lists).
+        all: all columns of the data.
+    """
+
+    text: str
+    pair: str
+    label: str
+    all: tuple[str, ...]
+
+    @property
+    def wanted(self) -> list[str]:
+        return list(dict.fromkeys(filter(None, (self.text, self.pair, self.label))))
+
+
+@dataclass(frozen=True)
+class _Documents:
+    """Documents with a label.
+
+    Attributes:
+        texts: of each document, the text or the words.
+        pairs: the second text of each document; empty if there are no pairs.
+        labels: name of the label, or a list with the name of each word's tag, None for a word without one.
+        label_names: the names that occur, in order.
+        hashes: uint64 [num_documents], a hash of each document without its label.
+    """
+
+    texts: list[Any]
+    pairs: list[str]
+    labels: list[Any]
+    label_names: list[str]
+    hashes: np.ndarray
+    columns: _Columns
+    num_unlabeled: int
+    num_empty: int
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def select(self, rows: np.ndarray) -> "_Documents":
+        labels = [self.labels[row] for row in rows]
+        occurring = {name for label in labels for name in _names_in(label)}
+        return _Documents(
+            [self.texts[row] for row in rows],
+            [self.pairs[row] for row in rows] if self.pairs else [],
+            labels,
+            [name for name in self.label_names if name in occurring],
+            self.hashes[rows],
+            self.columns,
+            self.num_unlabeled,
+            self.num_empty,
+        )
+
+    def as_dataset(self, names: Sequence[str]) -> datasets.Dataset:
+        """Columns as in `LabeledDocuments.train`, with indices into `names`."""
+        index: dict[str | None, int] = {None: NO_LABEL} | {name: number for number, name in enumerate(names)}
+        if _is_tags(self.labels):
+            tags = [[index[tag] for tag in row] for row in self.labels]
+            return datasets.Dataset.from_dict({"tokens": self.texts, "tags": tags})
+        columns = {"text": self.texts, "label": [index[label] for label in self.labels]}
+        return datasets.Dataset.from_dict(columns | ({"text_pair": self.pairs} if self.pairs else {}))
+
+    def fingerprint(self, names: Sequence[str]) -> str:
+        digest = xxhash.xxh3_128(repr(list(names)).encode())
+        digest.update(self.hashes.tobytes())
+        digest.update(repr(self.labels).encode())
+        return digest.hexdigest()
+
+
+def _is_tags(labels: list[Any]) -> bool:
+    return bool(labels) and isinstance(labels[0], list)
+
+
+def _names_in(label: Any) -> set[str]:
+    return {name for name in (label if isinstance(label, list) else [label]) if name is not None}
+
+
+def _load_tables(config: Config, wanted: set[str] | None) -> dict[str, Table]:
+    if config.data.dataset == SAMPLE:
+        raise Refused("data.dataset = 'sample': the sample corpus has no labels; pass a labeled dataset")
+    if config.data.streaming:
+        raise Refused("data.streaming = true: labeled data cannot be streamed; omit data.streaming")
+    return load_tables(config.data, wanted)
+
+
+def _read_split(config: Config, tables: dict[str, Table], setting: str) -> _Documents:
+    """The documents with a text and a label."""
     data = config.data
     wanted = getattr(data, setting) or "+".join(tables)
-    parts = []
-    for name in find_splits(list(tables), wanted, setting, data):
-        columns = _find_columns(config, tables[name])
-        part = tables[name].select_columns(list(columns.wanted.values()))
-        parts.append(part.rename_columns({old: new for new, old in columns.wanted.items() if old != new}))
-    joined = datasets.concatenate_datasets(parts)
-    read = _read_tags if "tags" in columns.wanted else _read_labels
-    documents, names = read(joined, columns.label)
-    if not len(documents):
-        raise Refused(f"data.{setting} = {wanted!r}: no document of {data.dataset} has a label in {columns.label!r}")
-    return documents, names, columns, len(joined) - len(documents)
+    splits = find_splits(list(tables), wanted, setting, data)
+    columns = [_find_columns(config, tables[name]) for name in splits]
+    read = _read_tagged if config.objective.name == "token_classification" else _read_texts
+    texts, pairs, labels = read([(tables[name], found) for name, found in zip(splits, columns, strict=True)])
+    class_names = list(
+        dict.fromkeys(
+            name
+            for split, found in zip(splits, columns, strict=True)
+            for name in tables[split].class_names.get(found.label, [])
+        )
+    )
+    is_text = [bool(text) and (not isinstance(text, str) or not text.isspace()) for text in texts]
+    is_labeled = [label is not None for label in labels]
+    kept = [row for row in range(len(texts)) if is_text[row] and is_labeled[row]]
+    if not kept:
+        raise Refused(f"data.{setting} = {wanted!r}: no document of {data.dataset} has a label in {columns[0].label!r}")
+    occurring = {name for row in kept for name in _names_in(labels[row])}
+    hashes = [_hash(texts[row], pairs[row] if pairs else None) for row in kept]
+    return _Documents(
+        [texts[row] for row in kept],
+        [pairs[row] for row in kept] if pairs else [],
+        [labels[row] for row in kept],
+        _in_order(occurring, class_names),
+        np.array(hashes, np.uint64),
+        columns[0],
+        num_unlabeled=len(texts) - sum(is_labeled),
+        num_empty=sum(is_labeled) - len(kept),
+    )
 
 
-def _load_tables(config: DataConfig, wanted: set[str] | None) -> dict[str, datasets.Dataset]:
-    """The splits with all columns; one split "" if the data has no named splits.
-
-    Args:
-        wanted: the splits to load, several joined with +; None for all. Other splits stay empty.
-    """
-    if config.dataset == SAMPLE:
-        raise Refused("data.dataset = 'sample': the sample corpus has no labels; pass a labeled dataset")
-    if config.streaming:
-        raise Refused("data.streaming = true: labeled data cannot be streamed; omit data.streaming")
-    needed = None if wanted is None else set("+".join(wanted).split("+"))
-    if config.source.path is None:
-        try:
-            found = datasets.load_dataset(
-                config.dataset, config.config_name or None, revision=config.revision or None, num_proc=config.num_proc
-            )
-            return {str(name): split for name, split in found.items()}
-        except Exception as error:  # readers, parsers and transports raise many types
-            raise hub.refusal("data.dataset", config.dataset, error) from None
-    files = find_split_files(config.dataset, config.config_name)
-    return {
-        split: _load_files(paths) if not split or needed is None or split in needed else datasets.Dataset.from_dict({})
-        for split, paths in files.items()
-    }
+def _hash(text: Any, pair: str | None) -> int:
+    if isinstance(text, list):
+        return xxhash.xxh3_64_intdigest("\0".join(text).encode())
+    return hash_text(text if pair is None else f"{text}\0{pair}")
 
 
-def _load_files(paths: list[Path]) -> datasets.Dataset:
-    kinds = sorted({kind_of(path) for path in paths})
-    if "txt" in kinds:
-        raise refusal(paths[0], "a txt file has no labels; pass csv, tsv, json, jsonl or parquet files")
-    tables: list[datasets.Dataset] = []
-    for path in paths:
-        loader = _LOADERS[kind_of(path)]
-        options: dict[str, Any] = {"sep": "\t"} if kind_of(path) == "tsv" else {}
-        try:
-            table = datasets.load_dataset(loader, data_files=str(path), split="train", **options)
-        except Exception as error:  # three parsers raise many types
-            cause = error.__cause__ or error
-            reason = textwrap.shorten(str(cause) or type(cause).__name__, 160, placeholder=" …")
-            raise refusal(path, f"cannot be read as {loader}: {reason}; fix the file") from None
-        if tables and table.column_names != tables[0].column_names:
-            raise refusal(path, f"its columns differ from those of {paths[0]}; pass files with the same columns")
-        tables.append(table)
-    return datasets.concatenate_datasets(tables)
-
-
-def _find_columns(config: Config, table: datasets.Dataset) -> _Columns:
+def _find_columns(config: Config, table: Table) -> _Columns:
     """The columns of one split.
 
     Raises:
-        Refused: a column does not exist or has another type.
+        Refused: a column does not exist, or the text column is ambiguous.
     """
-    objective, features = config.objective, table.features
-    names = tuple(features)
+    objective, dataset = config.objective, config.data.dataset
     is_tags = objective.name == "token_classification"
     label = objective.label_column or ("ner_tags" if is_tags else "label")
-    _require(label, names, "objective.label_column", config)
-    if is_tags:
-        text = config.data.text_column or "tokens"
-        _require(text, names, "data.text_column", config)
-        for name in (text, label):
-            if not isinstance(features[name], datasets.List | datasets.LargeList):
-                setting = "data.text_column" if name == text else "objective.label_column"
-                raise Refused(f"{setting}: column {name!r} of {config.data.dataset} is not a list, one item per word")
-        return _Columns({"tokens": text, "tags": label}, names)
+    _require(label, table, "objective.label_column", dataset)
     pair = objective.text_pair_column
-    strings = [name for name in names if _is_text(features[name]) and name not in (label, pair)]
-    text = config.data.text_column or ("text" if "text" in strings else strings[0] if len(strings) == 1 else "")
+    strings = [name for name in table.text_columns if name not in (label, pair)]
+    text = config.data.text_column
+    if not text and is_tags:
+        text = "tokens"
     if not text:
-        raise Refused(
-            f"data.text_column: {config.data.dataset} has "
-            + (f"several text columns: {', '.join(strings)}" if strings else f"no text column among {_list(names)}")
-            + "; choose one with --data.text_column"
+        text = "text" if "text" in strings else strings[0] if len(strings) == 1 else ""
+    if not text:
+        found = (
+            f"several text columns: {', '.join(strings)}" if strings else f"no text column among {_list(table.columns)}"
         )
-    wanted = {"text": text, "label": label} | ({"text_pair": pair} if pair else {})
-    for name, setting in ((text, "data.text_column"), (pair, "objective.text_pair_column")):
-        if name:
-            _require(name, names, setting, config)
-            if not _is_text(features[name]):
-                raise Refused(f"{setting} = {name!r}: is not text in {config.data.dataset}; choose another column")
-    return _Columns(wanted, names)
+        raise Refused(f"data.text_column: {dataset} has {found}; choose one with --data.text_column")
+    _require(text, table, "data.text_column", dataset)
+    if pair:
+        _require(pair, table, "objective.text_pair_column", dataset)
+    return _Columns(text, pair, label, table.columns)
 
 
-def _require(column: str, names: tuple[str, ...], setting: str, config: Config) -> None:
-    if column not in names:
-        near = difflib.get_close_matches(column, names, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"columns: {_list(names) or 'none'}"
-        raise Refused(f"{setting} = {column!r}: is not a column of {config.data.dataset}; {hint}")
+def _require(column: str, table: Table, setting: str, dataset: str) -> None:
+    if column not in table.columns:
+        near = difflib.get_close_matches(column, table.columns, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"columns: {_list(table.columns) or 'none'}"
+        raise Refused(f"{setting} = {column!r}: is not a column of {dataset}; {hint}")
 
 
-def _is_text(feature: Any) -> bool:
-    return getattr(feature, "dtype", "") in ("string", "large_string")
+def _read_texts(tables: list[tuple[Table, _Columns]]) -> tuple[list[str], list[str], list[str | None]]:
+    """Texts, second texts (empty if there are no pairs) and labels of all rows."""
+    texts, pairs, labels, places = [], [], [], []
+    for table, columns in tables:
+        for place, row in table.read(columns.wanted):
+            texts.append(_text(row[columns.text], place, columns.text, "data.text_column"))
+            if columns.pair:
+                pairs.append(_text(row[columns.pair], place, columns.pair, "objective.text_pair_column"))
+            labels.append(row[columns.label])
+            places.append(place)
+    return texts, pairs, _label_names(labels, places, tables[0][1].label)
 
 
-def _read_labels(documents: datasets.Dataset, column: str) -> tuple[datasets.Dataset, list[str]]:
-    """The documents with a label, as text, and the names of the labels in order."""
-    names = getattr(documents.features["label"], "names", None)
-    labels = [_label_name(label, names, column) for label in documents["label"]]
-    kept = [row for row, label in enumerate(labels) if label is not None]
-    found = {label for label in labels if label is not None}
-    documents = documents.select(kept).remove_columns("label").add_column("label", [labels[row] for row in kept])
-    return documents, _in_order(found, names)
+def _text(value: Any, place: str, column: str, setting: str) -> str:
+    if value is not None and not isinstance(value, str):
+        raise Refused(f"{setting} = {column!r}: {place} has {_short(value)}, which is not text; choose another column")
+    return value or ""
 
 
-def _read_tags(documents: datasets.Dataset, column: str) -> tuple[datasets.Dataset, list[str]]:
-    names = getattr(documents.features["tags"].feature, "names", None)
-    tags = []
-    for number, (words, row) in enumerate(zip(documents["tokens"], documents["tags"], strict=True), start=1):
-        if len(words or []) != len(row or []):
-            raise Refused(
-                f"objective.label_column: document {number} has {len(words or [])} words but {len(row or [])} tags in "
-                f"{column!r}; fix the document"
-            )
-        tags.append([_label_name(tag, names, column) for tag in row or []])
-    kept = [row for row, row_tags in enumerate(tags) if row_tags]
-    found = {tag for row in tags for tag in row if tag is not None}
-    documents = documents.select(kept).remove_columns("tags")
-    return documents.add_column("tags", [tags[row] for row in kept]), _in_order(found, names)
+def _read_tagged(
+    tables: list[tuple[Table, _Columns]],
+) -> tuple[list[list[str]], list[str], list[list[str | None] | None]]:
+    """The words and the tags of all rows; None for a row without tags."""
+    words: list[list[str]] = []
+    tags: list[list[str | None] | None] = []
+    for table, columns in tables:
+        for place, row in table.read(columns.wanted):
+            found, found_tags = row[columns.text], row[columns.label]
+            for value, column, setting in (
+                (found, columns.text, "data.text_column"),
+                (found_tags, columns.label, "objective.label_column"),
+            ):
+                if value is not None and not isinstance(value, list):
+                    raise Refused(
+                        f"{setting} = {column!r}: {place} has {_short(value)}, not a list with one item per word"
+                    )
+            if bad := [word for word in found or [] if not isinstance(word, str)]:
+                raise Refused(f"data.text_column = {columns.text!r}: {place} has {_short(bad[0])}, which is not a word")
+            if found_tags is not None and len(found or []) != len(found_tags):
+                raise Refused(
+                    f"objective.label_column: {place} has {len(found or [])} words but {len(found_tags)} tags in "
+                    f"{columns.label!r}; fix the row"
+                )
+            names = _label_names(found_tags or [], [place] * len(found_tags or []), columns.label)
+            words.append(found or [])
+            tags.append(names if any(name is not None for name in names) else None)
+    return words, [], tags
 
 
-def _label_name(label: Any, names: list[str] | None, column: str) -> str | None:
-    """The label as text; None if there is no label."""
-    if label is None or (isinstance(label, int) and label == _NO_LABEL):
+def _label_names(labels: list[Any], places: list[str], column: str) -> list[str | None]:
+    """The names of labels; None for no label: null, a blank text, or -1.
+
+    A column of texts that are all numbers, as csv files have, is a column of numbers.
+    """
+    texts = [label for label in labels if isinstance(label, str) and label.strip()]
+    are_numbers = all(map(is_number, texts))
+    return [
+        _label_name(float(label) if are_numbers and isinstance(label, str) and label.strip() else label, place, column)
+        for label, place in zip(labels, places, strict=True)
+    ]
+
+
+def _label_name(label: Any, place: str, column: str) -> str | None:
+    if label is None or label == NO_LABEL or (isinstance(label, str) and not label.strip()):
         return None
-    if names is not None:
-        return names[label]
     if isinstance(label, float) and label.is_integer():
         label = int(label)
     if not isinstance(label, str | int):
-        raise Refused(f"objective.label_column = {column!r}: {label!r} is not a text or a whole number")
+        raise Refused(
+            f"objective.label_column = {column!r}: {place} has {_short(label)}, which is not a text or a whole number"
+        )
     return str(label)
 
 
-def _in_order(found: set[str], names: list[str] | None) -> list[str]:
-    """The labels that occur: in the order of the data's names, else numbers by value, else by the alphabet."""
-    if names is not None:
-        return [name for name in names if name in found]
-    return sorted(found, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
+def _in_order(occurring: set[str], class_names: list[str]) -> list[str]:
+    """The labels that occur: in the order of the data's classes, then numbers by value, then by the alphabet."""
+    others = occurring - set(class_names)
+    ordered = sorted(others, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
+    return [*(name for name in class_names if name in occurring), *ordered]
 
 
-def _check_known(names: Sequence[str], known: Sequence[str]) -> None:
+def _check_known(names: Sequence[str], known: Sequence[str], kind: str) -> None:
     if unknown := [name for name in names if name not in known]:
         raise Refused(
-            f"objective.label_column: the label {unknown[0]!r} of the validation documents is not a label of the "
+            f"objective.label_column: the label {unknown[0]!r} of the {kind} documents is not a label of the "
             f"training documents (labels: {_list(known)})"
         )
 
 
-def _check_labels(names: list[str], columns: _Columns) -> None:
-    column = columns.label
-    if len(names) < 2:
+def _check_labels(train: _Documents, names: Sequence[str]) -> None:
+    column = train.columns.label
+    if len(train.label_names) < 2:
+        dropped = f" ({train.num_unlabeled:,} documents have no label: null or -1)" if train.num_unlabeled else ""
         raise Refused(
-            f"objective.label_column = {column!r}: all training documents have the label {names[0]!r}; "
-            "a classification requires at least two different labels"
+            f"objective.label_column = {column!r}: all training documents have the label {train.label_names[0]!r}"
+            f"{dropped}; a classification requires at least two different labels"
         )
-    if "tags" in columns.wanted:
+    if _is_tags(train.labels):
         for name in names:
             if name != "O" and not (name[:2] in ("B-", "I-") and len(name) > 2):
                 raise Refused(f"objective.label_column = {column!r}: the tag {name!r} is not O, B-TYPE or I-TYPE")
 
 
-def _with_indices(documents: datasets.Dataset, names: Sequence[str]) -> datasets.Dataset:
-    """The documents with indices into `names` instead of names."""
-    key = "tags" if "tags" in documents.column_names else "label"
-    index = {name: number for number, name in enumerate(names)}
-
-    def convert(value: Any) -> Any:
-        if isinstance(value, list):
-            return [_NO_LABEL if each is None else index[each] for each in value]
-        return index[value]
-
-    values = [convert(value) for value in documents[key]]
-    return documents.remove_columns(key).add_column(key, values)
-
-
-def _hash_texts(documents: datasets.Dataset) -> np.ndarray:
-    """uint64 [num_documents]: a hash of each document's text or words."""
-    keys = [name for name in ("text", "text_pair", "tokens") if name in documents.column_names]
-    hashes = np.zeros(len(documents), np.uint64)
-    row = 0
-    for batch in documents.iter(1000):
-        for values in zip(*(batch[key] for key in keys), strict=True):
-            hashes[row] = xxhash.xxh3_64_intdigest("\0".join(map(str, values)).encode())
-            row += 1
-    return hashes
-
-
-def _fingerprint(documents: datasets.Dataset, names: Sequence[str]) -> str:
-    digest = xxhash.xxh3_128(repr(list(names)).encode())
-    digest.update(_hash_texts(documents).tobytes())
-    key = "tags" if "tags" in documents.column_names else "label"
-    digest.update(repr(documents[key][:]).encode())
-    return digest.hexdigest()
+def _short(value: Any) -> str:
+    return textwrap.shorten(repr(value), 60, placeholder=" …")
 
 
 def _list(names: Any) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
 
 from tf_mlm.config import Config
-from tf_mlm.data.labeled import LabeledDocuments
+from tf_mlm.data.labeled import NO_LABEL, LabeledDocuments
 from tf_mlm.data.masking import IGNORE_INDEX
 from tf_mlm.data.prepared import PreparedData
 from tf_mlm.data.sequences import draw_rows
@@ -98,7 +98,7 @@ def prepare_labeled(config: Config, documents: LabeledDocuments, tokenizer: PreT
         "columns": list(documents.columns),
         "dropped_overlap": documents.num_overlap,
         "dropped_unlabeled": documents.num_unlabeled,
-        "dropped_empty": 0,
+        "dropped_empty": documents.num_empty,
         "label_names": list(documents.label_names),
         "fingerprint": f"{documents.train_fingerprint}-{documents.validation_fingerprint}",
     }
@@ -147,8 +147,8 @@ def label_texts(
 
     def encode(batch: dict[str, list[Any]]) -> Any:
         return tokenizer(
-            [text or "" for text in batch["text"]],
-            [text or "" for text in batch["text_pair"]] if "text_pair" in batch else None,
+            batch["text"],
+            batch.get("text_pair"),
             truncation=True,
             max_length=sequence_length,
             return_overflowing_tokens=False,
@@ -167,7 +167,7 @@ def label_words(
     """Tokenize documents with one tag for each word. The first token of a word has its tag, the others have none.
 
     Args:
-        documents: columns `tokens` (list of words) and `tags` (list of int).
+        documents: columns `tokens` (list of words) and `tags` (list of int, `NO_LABEL` for a word without a tag).
     """
 
     def encode(batch: dict[str, list[Any]]) -> Any:
@@ -178,7 +178,8 @@ def label_words(
         for row, (encoding, tags) in enumerate(zip(encodings, batch["tags"], strict=True)):
             words = np.array([-1 if word is None else word for word in encoding.word_ids])
             is_first = (words >= 0) & (words != np.concatenate([[-1], words[:-1]]))
-            rows[row, np.flatnonzero(is_first)] = np.array(tags, np.int32)[words[is_first]]
+            labels_of_words = np.array([IGNORE_INDEX if tag == NO_LABEL else tag for tag in tags], np.int32)
+            rows[row, np.flatnonzero(is_first)] = labels_of_words[words[is_first]]
         return rows
 
     return _tokenize(documents, encode, labels, tokenizer, sequence_length)

@@ -78,6 +78,21 @@ def read_documents(
             first = first or column and str(path)
 
 
+def read_rows(path: Path, csv_header: bool = True) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the place of each row of a csv, tsv, json or jsonl file, and its values by column; csv values are text.
+
+    Raises:
+        Refused: as `read_documents`.
+    """
+    with _reading(path), _open(path) as file:
+        if kind_of(path) in ("csv", "tsv"):
+            header, head, rows = _csv_table(path, file, "," if kind_of(path) == "csv" else "\t", csv_header)
+            for number, row in enumerate(chain(head, rows), start=1):
+                yield f"{path} row {number}", dict(zip(header, row, strict=True))
+        else:
+            yield from _json_records(path, file)
+
+
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
     """Turn a damaged gzip file or a file that cannot be read into `Refused`."""
@@ -153,6 +168,22 @@ def _without_ending(text: str) -> str:
 def _read_csv(
     path: Path, file: ByteStream, choose_column: ChooseColumn, delimiter: str, has_header: bool
 ) -> Generator[str, None, str]:
+    header, head, rows = _csv_table(path, file, delimiter, has_header)
+    types = dict.fromkeys(header, "empty")
+    for row in head:
+        for name, value in zip(header, row, strict=True):
+            _widen_type(types, name, "empty" if not value else "number" if is_number(value) else "string")
+    column = choose_column(types)
+    index = header.index(column)
+    for row in chain(head, rows):
+        yield row[index]
+    return column
+
+
+def _csv_table(
+    path: Path, file: ByteStream, delimiter: str, has_header: bool
+) -> tuple[list[str], list[list[str]], Iterator[list[str]]]:
+    """The names of the columns, the first `ROWS_LOOKED_AT` rows, and the other rows."""
     rows = _csv_rows(path, file, delimiter)
     first_row = next(rows, [])
     if not has_header:
@@ -167,15 +198,7 @@ def _read_csv(
     head = list(islice(rows, ROWS_LOOKED_AT))
     if has_header and (reason := _why_no_header(header, head)):
         raise refusal(path, f"{reason}; pass --data.csv_header false if the first line is a row")
-    types = dict.fromkeys(header, "empty")
-    for row in head:
-        for name, value in zip(header, row, strict=True):
-            _widen_type(types, name, "empty" if not value else "number" if _is_number(value) else "string")
-    column = choose_column(types)
-    index = header.index(column)
-    for row in chain(head, rows):
-        yield row[index]
-    return column
+    return header, head, rows
 
 
 def _why_no_header(header: list[str], head: list[list[str]]) -> str:
@@ -184,7 +207,7 @@ def _why_no_header(header: list[str], head: list[list[str]]) -> str:
         shown = textwrap.shorten(name, 40, placeholder="…")
         if len(name) > _LONGEST_NAME or len(name.split()) > _MOST_WORDS_IN_NAME:
             return f"the first line has the text {shown!r} instead of a column name"
-        if _is_number(name):
+        if is_number(name):
             return f"the first line has the number {shown!r} instead of a column name"
         if name.strip() and sum(row[index] == name for row in head) > len(head) // 10:
             return f"the first line has {shown!r}, which is also a value of that column"
@@ -241,7 +264,7 @@ def _lines_before_open_quote(row: str, delimiter: str) -> int:
     return row.count("\n", 0, start)
 
 
-def _is_number(value: str) -> bool:
+def is_number(value: str) -> bool:
     try:
         float(value)
     except ValueError:
