@@ -70,6 +70,7 @@ def test_a_sequence_that_begins_inside_a_word_continues_it_and_a_word_ends_with_
         ("WordPiece", "##believ", "un[believ]able film, that's it?"),
         ("WordPiece", "film", "unbelievable [film], that's it?"),
         ("WordPiece", "x", "cafe [UNK] [x]"),
+        ("WordPiece", "that", "unbelievable film, [that]'s it?"),
         ("WordPiece", "s", "unbelievable film, that'[s] it?"),
         ("BPE", "un", "[un]believable film, that's it?"),
         ("BPE", "Ġfilm", "unbelievable [film], that's it?"),

@@ -17,7 +17,7 @@ from tf_mlm.data.sequences import Sequences
 WORD_PARTS = ("whole word", "first piece", "later piece")
 
 _CONTEXT = 9  # tokens on each side
-_CONTRACTION = re.compile(r"(?<=\w) ' (?=\[?(?:s|t|m|d|re|ve|ll)\b)")  # as WordPiece writes it: "it ' s"
+_CONTRACTION = re.compile(r"(\w\]?) ' (?=\[?(?:s|t|m|d|re|ve|ll)\b)")  # as WordPiece writes it: "it ' s"
 _LETTER = "a"  # a token after which the decoder is asked for the text of others
 
 
@@ -80,7 +80,7 @@ class Words:
         text = self._follow(before).strip()
         space = " " if token[:1].isspace() and text else ""
         marked = f"{text}{space}[{token.strip() or self.name(ids[position])}]{self._follow(after)}"
-        return _CONTRACTION.sub("'", " ".join(marked.split()))
+        return _CONTRACTION.sub(r"\1'", " ".join(marked.split()))
 
     def _follow(self, ids: "np.ndarray | list[int]") -> str:
         """The text of tokens after a letter, with the space between them, if any."""
