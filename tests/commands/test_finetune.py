@@ -328,6 +328,9 @@ def test_unusable_labels_are_refused_and_nothing_is_left(
         (["M", "--dataset", "x", "--repeats", "0"], "--repeats 0: must be at least 1"),
         (["M", "--dataset", "x", "--repeats", "2", "--plan"], "--repeats: cannot be combined"),
         (["M", "--dataset", "sample"], "the sample corpus has no labels"),
+        (["M", "--dataset", "x.txt", "--config", "sample"], "--config sample: its objective.name is 'masked'"),
+        (["M", "--dataset", "x.txt", "--repeats", "2", "--output-dir", "x.txt"], "x.txt: is not a directory"),
+        (["M", "--dataset", "x.txt", "--repeats", "2", "--output-dir", "NEW"], "a txt file has no labels"),
         (["M", "--dataset", "x.txt"], "a txt file has no labels"),
         (["M", "--dataset", "x", "--training.measure_matmul_peak"], "requires objective.name = 'masked'"),
         (
@@ -343,7 +346,23 @@ def test_wrong_arguments_are_refused(
     given = [str(finished_run) if argument == "M" else argument for argument in arguments]
     assert main(["finetune", *given]) == 2
     assert message in capsys.readouterr().err
-    assert not [*in_tmp.glob("runs/*")]
+    assert not [*in_tmp.glob("runs/*")] and not (in_tmp / "NEW").exists()
+
+
+def test_a_fine_tuned_model_gets_a_new_head_for_other_labels_and_keeps_it_for_the_same(
+    classifier: Path, in_tmp: Path, capsys: Capture
+) -> None:
+    for name, labels in (("same", ("person", "title")), ("other", ("title", "film")), ("three", ("a", "b", "c"))):
+        rows: list[dict[str, object]] = [{"text": f"film {n}", "label": labels[n % len(labels)]} for n in range(30)]
+        write_lines(in_tmp / f"{name}.jsonl", rows)
+        assert main(["finetune", str(classifier), "--dataset", f"{name}.jsonl", "--plan"]) == 0
+        out = capsys.readouterr().out
+        assert ("newly initialized" in out and "/classifier/kernel" in out) == (name != "same"), name
+
+
+def test_labels_are_not_evaluated_for_a_masked_language_model(finished_run: Path, capsys: Capture) -> None:
+    assert main(["evaluate", str(finished_run), "--label-column", "x"]) == 2
+    assert "--label-column: " in capsys.readouterr().err
 
 
 def test_fill_mask_and_predict_name_the_right_command(classifier: Path, finished_run: Path, capsys: Capture) -> None:
@@ -367,6 +386,8 @@ def test_the_python_api_uses_a_fine_tuned_run(classifier: Path, tagger: Path) ->
     assert [word["tag"] for word in tagged.as_dict()["words"][:2]] == ["B-PERSON", "I-PERSON"]
     with pytest.raises(Refused, match="this model tags the words of one text; omit the second text"):
         tf_mlm.load_classifier(tagger).predict("One text.", ["another"])
+    with pytest.raises(Refused, match="text_pairs: 2 second texts for 1 texts; pass one for each"):
+        tf_mlm.load_classifier(classifier).predict("One text.", ["another", "more"])
     with pytest.raises(Refused, match="is a classification model"):
         tf_mlm.load(classifier)
 

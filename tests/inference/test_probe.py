@@ -12,6 +12,7 @@ import pytest
 from tests.labeled_data import write_classification, write_lines
 from tests.tiny_run import inside
 from tf_mlm.commands.main import main
+from tf_mlm.config import load_config
 
 Capture = pytest.CaptureFixture[str]
 
@@ -69,6 +70,71 @@ def test_random_labels_are_predicted_by_chance(in_tmp: Path, model: Path, capsys
     found = probe(capsys, model, "--dataset", "texts", "--num-draws", "4")
     for size in found["sizes"]:
         assert size["scores"]["adapted"]["accuracy"]["mean"] == pytest.approx(0.5, abs=0.06)
+
+
+def test_the_majority_class_is_that_of_all_training_documents(in_tmp: Path, model: Path, capsys: Capture) -> None:
+    Path("texts").mkdir()
+    for split in ("train", "test"):
+        rows: list[dict[str, object]] = [{"text": f"film {split} {n}", "label": int(n % 10 > 0)} for n in range(100)]
+        write_lines(Path("texts") / f"{split}.jsonl", rows)
+    found = probe(capsys, model, "--dataset", "texts", "--num-draws", "2")
+    assert [size["scores"]["majority"]["accuracy"]["mean"] for size in found["sizes"]] == [0.9, 0.9]
+
+
+def test_texts_without_words_and_of_one_letter_are_probed(in_tmp: Path, model: Path, capsys: Capture) -> None:
+    for name, texts in (("letters", "ab"), ("marks", "!?")):
+        rows: list[dict[str, object]] = [{"text": texts[n % 2] * (1 + n), "label": n % 2} for n in range(60)]
+        write_lines(in_tmp / f"{name}.jsonl", rows)
+        found = probe(capsys, model, "--dataset", f"{name}.jsonl", "--num-draws", "1")
+        assert found["sizes"][0]["labels_per_class"] == 8
+
+
+def test_test_documents_in_the_training_text_of_the_run_are_reported(
+    finished_run: Path, in_tmp: Path, capsys: Capture
+) -> None:
+    from tf_mlm.data.corpus import load_corpus
+    from tf_mlm.run.directory import RunDirectory
+
+    config = load_config(finished_run / "config.toml")
+    seen = load_corpus(config.data, config.training.seed).train["text"][:3]
+    run = RunDirectory(finished_run)
+    assert run.load_train_hashes() is not None
+    Path("texts").mkdir()
+    rows: list[dict[str, object]] = [{"text": f"film {n}", "label": n % 2} for n in range(40)]
+    write_lines(Path("texts") / "train.jsonl", rows)
+    tests: list[dict[str, object]] = [{"text": text, "label": n % 2} for n, text in enumerate([*seen, "new", "newer"])]
+    write_lines(Path("texts") / "test.jsonl", tests)
+    baseline = finished_run / "model"
+    found = probe(capsys, finished_run, "--baseline", baseline, "--dataset", "texts", "--output", in_tmp / "out")
+    assert found["num_in_training"] == 3
+
+
+def test_the_readme_of_another_directory_is_not_changed(in_tmp: Path, model: Path, capsys: Capture) -> None:
+    write_words(in_tmp / "texts")
+    text = "# Mine\n\n## Probe\n\nMy own text.\n"
+    (in_tmp / "README.md").write_text(text)
+    probe(capsys, model, "--dataset", "texts", "--num-draws", "1", "--output", in_tmp)
+    assert (in_tmp / "README.md").read_text() == text and (in_tmp / "probe.json").exists()
+
+
+def test_an_output_that_is_a_file_is_refused_before_the_work(in_tmp: Path, capsys: Capture) -> None:
+    (in_tmp / "out").write_text("")
+    assert main(["probe", "nowhere", "--dataset", "nowhere.csv", "--output", "out"]) == 2
+    assert "--output out: is not a directory" in capsys.readouterr().err
+
+
+def test_the_interval_covers_draws_and_test_documents() -> None:
+    from tf_mlm.inference.probe import bootstrap_differences
+
+    labels = np.arange(400) % 2
+    starting = np.tile(np.where(np.arange(400) < 200, labels, 1 - labels), (8, 1))  # 50 % correct
+    always = np.tile(labels, (8, 1))
+    mixed = np.concatenate([np.tile(labels, (4, 1)), np.tile(1 - labels, (4, 1))])  # the draws are right or wrong
+    same, varied = (bootstrap_differences(each, starting, labels, 1)["accuracy"] for each in (always, mixed))
+    assert same.mean == pytest.approx(0.5) and varied.mean == pytest.approx(0.0)
+    # Documents alone: ± 1.96 * sqrt(0.25 / 400). With the draws, the variance of a mean of 8 halves dominates.
+    assert same.high - same.low == pytest.approx(2 * 1.96 * 0.025, rel=0.2)
+    assert varied.high - varied.low > 0.5
 
 
 def test_a_run_is_compared_with_its_starting_model_on_the_same_draws(

@@ -81,6 +81,8 @@ def run(arguments: argparse.Namespace) -> None:
         objective: Any = objective_of(load_model_config(config.model)) or "masked"
         config = replace(config, objective=ObjectiveConfig(name=objective))
     if arguments.label_column is not None:
+        if config.objective.name == "masked":
+            raise Refused(f"--label-column: {arguments.model} is a masked language model, which has no labels; omit it")
         config = replace(config, objective=replace(config.objective, label_column=arguments.label_column))
     if config.objective.name != "masked":
         if in_depth:

@@ -1,8 +1,10 @@
 """`tf-mlm finetune`."""
 
 import argparse
+import contextlib
 import copy
 from pathlib import Path
+from typing import Any
 
 from tf_mlm.commands import train
 from tf_mlm.config import Config, find_recipe, load_config
@@ -66,9 +68,20 @@ def run(arguments: argparse.Namespace) -> None:
             raise Refused("finetune: no starting model; pass a run directory, a model directory or a Hub name")
         if "data.dataset" not in arguments:
             raise Refused("finetune: no labeled data; pass --dataset")
+    if (
+        arguments.config is not None
+        and load_config(find_recipe(arguments.config), _overrides(arguments)).objective.name == "masked"
+    ):
+        raise Refused(
+            f"finetune --config {arguments.config}: its objective.name is 'masked'; pass --task, or use train"
+        )
     if arguments.repeats == 1:
         return train.run(arguments)
     _repeat(arguments)
+
+
+def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {name: value for name, value in vars(arguments).items() if "." in name}
 
 
 def _repeat(arguments: argparse.Namespace) -> None:
@@ -78,9 +91,11 @@ def _repeat(arguments: argparse.Namespace) -> None:
     from tf_mlm.run.directory import new_run_path
     from tf_mlm.run.repeats import summarize, write_summary
 
-    overrides = {name: value for name, value in vars(arguments).items() if "." in name}
-    config: Config = load_config(find_recipe(arguments.config), overrides)
+    config: Config = load_config(find_recipe(arguments.config), _overrides(arguments))
     root: Path = arguments.output_dir or new_run_path(_RECIPE)
+    if root.exists() and not root.is_dir():
+        raise Refused(f"--output-dir {root}: is not a directory; choose another one")
+    is_new = not root.exists()
     if root.exists() and any(root.iterdir()) and arguments.resume is None:
         raise Refused(f"--output-dir {root}: already exists and is not empty; choose a new directory, or add --resume")
     runs: list[Path] = []
@@ -90,7 +105,13 @@ def _repeat(arguments: argparse.Namespace) -> None:
         one.output_dir = root / f"seed-{seed}"
         one.resume = train.NEWEST
         print(f"repeat     {len(runs) + 1} of {arguments.repeats}, seed {seed}", flush=True)
-        train.run(one)
+        try:
+            train.run(one)
+        except Refused:
+            with contextlib.suppress(OSError):  # not empty, or never created
+                if is_new:
+                    root.rmdir()
+            raise
         runs.append(one.output_dir)
     summary = summarize(runs)
     write_summary(root / "repeats.json", summary)

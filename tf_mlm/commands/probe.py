@@ -46,6 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     if arguments.num_draws < 1:
         raise Refused(f"--num-draws {arguments.num_draws}: must be at least 1")
+    if arguments.output and arguments.output.exists() and not arguments.output.is_dir():
+        raise Refused(f"--output {arguments.output}: is not a directory; choose another one")
     found = find_model(arguments.model)
     overrides = {name: value for name, value in vars(arguments).items() if "." in name}
     config = load_config(None, overrides | {"data.dataset": arguments.dataset, "objective.name": "classification"})
@@ -56,7 +58,8 @@ def run(arguments: argparse.Namespace) -> None:
     from tf_mlm.inference.probe import probe
     from tf_mlm.run.probe_results import write_probe
 
-    results = probe(config, models, pooling=arguments.pooling, num_draws=arguments.num_draws)
+    train_hashes = found.run.load_train_hashes() if found.run else None
+    results = probe(config, models, pooling=arguments.pooling, num_draws=arguments.num_draws, train_hashes=train_hashes)
     output = arguments.output or (found.run.path if found.run else None)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)

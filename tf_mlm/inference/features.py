@@ -47,7 +47,17 @@ def encode_texts(
         pooling: `mean` averages the last hidden states of the tokens of a text; `cls` takes that of the first token.
         on_progress: called with the number of texts of each finished batch.
     """
-    encodings = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"] if texts else []
+    encodings = (
+        tokenizer(
+            list(texts),
+            truncation=True,
+            max_length=max_length,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )["input_ids"]
+        if texts
+        else []
+    )
     vectors = np.zeros([len(texts), dim], np.float32)
     for batch, length in batch_by_length([len(encoding) for encoding in encodings]):
         lengths = np.array([len(encodings[index]) for index in batch])

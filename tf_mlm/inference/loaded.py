@@ -149,18 +149,23 @@ class LoadedClassifier:
         return cls(*load_trained_label_model(found.model), found)
 
     def predict(
-        self, texts: str | Sequence[str], text_pairs: Sequence[str] | None = None
+        self, texts: str | Sequence[str], text_pairs: str | Sequence[str] | None = None
     ) -> Sequence[LabeledText | TaggedText]:
         """The labels of texts, or the tags of their words.
 
         Args:
-            text_pairs: the second text of each pair, for a model that labels pairs of texts.
+            text_pairs: the second text of each text, for a model that labels pairs of texts.
 
         Raises:
-            Refused: a text is empty, or the model tags words and `text_pairs` is given.
+            Refused: a text is empty, the numbers of texts differ, or the model tags words and `text_pairs` is given.
         """
         if objective_of(self.model.config, type(self.model).__name__) == "classification":
-            return predict_labels(self.model, self.tokenizer, _as_list(texts), text_pairs)
+            pairs = None if text_pairs is None else _as_list(text_pairs)
+            if pairs is not None and len(pairs) != len(_as_list(texts)):
+                raise Refused(
+                    f"text_pairs: {len(pairs)} second texts for {len(_as_list(texts))} texts; pass one for each"
+                )
+            return predict_labels(self.model, self.tokenizer, _as_list(texts), pairs)
         if text_pairs is not None:
             raise Refused(f"{self.found.model}: this model tags the words of one text; omit the second text")
         return predict_tags(self.model, self.tokenizer, _as_list(texts))

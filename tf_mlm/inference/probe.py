@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.dummy import DummyClassifier
-from sklearn.feature_extraction.text import TfidfVectorizer
+from scipy.sparse import csr_matrix
+from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from sklearn.pipeline import make_pipeline
@@ -17,7 +17,7 @@ from tf_mlm import runtime
 from tf_mlm.config import Config, ModelConfig
 from tf_mlm.data.labeled import load_labeled
 from tf_mlm.inference.features import Pooling, cached_features
-from tf_mlm.model.loading import load_encoder
+from tf_mlm.model.loading import load_encoder, load_model_config
 from tf_mlm.run.probe_results import Difference, ProbedSize, ProbeResults, Score
 
 SIZES = (8, 32, 128, 1000)
@@ -29,7 +29,13 @@ _STREAM = 4  # separates these random numbers from others drawn with the same se
 
 
 def probe(
-    config: Config, models: dict[str, ModelConfig], *, pooling: Pooling, num_draws: int, sizes: Sequence[int] = SIZES
+    config: Config,
+    models: dict[str, ModelConfig],
+    *,
+    pooling: Pooling,
+    num_draws: int,
+    sizes: Sequence[int] = SIZES,
+    train_hashes: np.ndarray | None = None,
 ) -> ProbeResults:
     """Probe one or two models on the labeled documents of `config`.
 
@@ -41,6 +47,7 @@ def probe(
         models: `adapted` and, optionally, `starting`.
         num_draws: random draws for each number of labels; all labels are one draw.
         sizes: labels per class.
+        train_hashes: uint64, hashes of the text that the adapted model was trained on; None if unknown.
 
     Raises:
         Refused: the data or a model is missing or malformed.
@@ -49,26 +56,29 @@ def probe(
     train_texts, test_texts = list(documents.train["text"]), list(documents.validation["text"])
     train_labels = np.array(documents.train["label"], np.int64)
     test_labels = np.array(documents.validation["label"], np.int64)
-    smallest = int(np.bincount(train_labels).min())
-    rarest = documents.label_names[int(np.bincount(train_labels).argmin())]
+    present, frequencies = np.unique(train_labels, return_counts=True)
+    smallest, rarest = int(frequencies.min()), documents.label_names[present[frequencies.argmin()]]
     used = [size for size in sizes if size <= smallest]
     skipped = [
         f"{size:,} labels per class: skipped, because the label {rarest!r} has only {smallest:,} training documents"
         for size in sizes
         if size > smallest
     ]
+    for model in models.values():
+        load_model_config(model)  # refuses a wrong model before another one encodes the texts, which can take long
     features = {
         method: _encode(model, train_texts + test_texts, config, pooling, method) for method, model in models.items()
     }
     probed = []
+    counts = _count_words(train_texts + test_texts)
     for size in [*used, None]:
         rows = _draw_rows(train_labels, size, num_draws, config.training.seed)
         methods: dict[str, Callable[[np.ndarray], np.ndarray]] = {
             method: _on_features(vectors, train_labels, len(train_texts)) for method, vectors in features.items()
         }
         methods |= {
-            "tf-idf": _on_texts(train_texts, train_labels, test_texts),
-            "majority": _majority(train_labels, len(test_labels)),
+            "tf-idf": _on_counts(counts, train_labels),
+            "majority": lambda rows: np.full(len(test_labels), np.bincount(train_labels).argmax()),
         }
         predictions = {
             method: np.stack([predict(each) for each in tqdm(rows, desc=f"{size or 'all'} {method}", **_bar_options())])
@@ -87,6 +97,7 @@ def probe(
         seed=config.training.seed,
         sizes=probed,
         skipped=skipped,
+        num_in_training=None if train_hashes is None else int(np.isin(documents.validation_hashes, train_hashes).sum()),
     )
 
 
@@ -122,18 +133,24 @@ def _on_features(features: np.ndarray, labels: np.ndarray, num_train: int) -> Ca
     return predict
 
 
-def _on_texts(train_texts: list[str], labels: np.ndarray, test_texts: list[str]) -> Callable[[np.ndarray], np.ndarray]:
+def _count_words(texts: list[str]) -> Any:
+    """Counts of the words of each text: a sparse matrix [texts, words]; of no words if the texts have none."""
+    try:
+        return CountVectorizer(token_pattern=r"(?u)\b\w+\b").fit_transform(texts).tocsr()
+    except ValueError:  # the texts contain no word
+        return csr_matrix((len(texts), 0))
+
+
+def _on_counts(counts: Any, labels: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """TF-IDF of the words of the drawn documents; their weights are computed from these documents alone."""
+
     def predict(rows: np.ndarray) -> np.ndarray:
-        classifier = make_pipeline(TfidfVectorizer(sublinear_tf=True), LogisticRegression(max_iter=_MAX_ITERATIONS))
-        return np.asarray(classifier.fit([train_texts[row] for row in rows], labels[rows]).predict(test_texts))
-
-    return predict
-
-
-def _majority(labels: np.ndarray, num_test: int) -> Callable[[np.ndarray], np.ndarray]:
-    def predict(rows: np.ndarray) -> np.ndarray:
-        classifier = DummyClassifier(strategy="most_frequent").fit(rows[:, None], labels[rows])
-        return np.asarray(classifier.predict(np.zeros([num_test, 1])))
+        words = np.unique(counts[rows].indices)
+        if not len(words):
+            return np.full(counts.shape[0] - len(labels), np.bincount(labels[rows]).argmax())
+        classifier = make_pipeline(TfidfTransformer(sublinear_tf=True), LogisticRegression(max_iter=_MAX_ITERATIONS))
+        classifier.fit(counts[rows][:, words], labels[rows])
+        return np.asarray(classifier.predict(counts[len(labels) :][:, words]))
 
     return predict
 

@@ -70,6 +70,7 @@ def load_label_model(
     pretrained = PretrainedModel.of(config)
     model_config = _load_config(pretrained)
     _check_fits(pretrained, model_config, tokenizer, sequence_length)
+    is_other_head = objective_of(model_config) is not None and model_config.id2label != dict(enumerate(label_names))
     model_config.id2label = dict(enumerate(label_names))  # also sets num_labels
     model_config.label2id = {name: index for index, name in enumerate(label_names)}
     new_class = label_model_class(model_config.model_type, objective)
@@ -77,7 +78,21 @@ def load_label_model(
         model = new_class(model_config)
         model.build_in_name_scope()
         return model, []
-    return _load_weights(pretrained, model_config, new_class)
+    model, missing = _load_weights(pretrained, model_config, new_class, ignore_mismatched_sizes=is_other_head)
+    return model, _initialize_head(model) if is_other_head else missing
+
+
+def _initialize_head(model: Any) -> list[str]:
+    """Initialize all weights outside the encoder, which were trained for other labels. Returns their names."""
+    initial = type(model)(model.config)
+    initial.build_in_name_scope()
+    in_encoder = {id(weight) for weight in getattr(model, model.base_model_prefix).weights}
+    names = []
+    for weight, value in zip(model.weights, initial.weights, strict=True):
+        if id(weight) not in in_encoder:
+            weight.assign(value)
+            names.append(weight.name)
+    return sorted(names)
 
 
 def load_encoder(
@@ -257,10 +272,12 @@ def _check_fits(
         raise Refused(f"data.sequence_length = {length}: {pretrained.source.name} has {positions} positions; lower it")
 
 
-def _load_weights(pretrained: PretrainedModel, model_config: PretrainedConfig, new_class: Any) -> tuple[Any, list[str]]:
+def _load_weights(
+    pretrained: PretrainedModel, model_config: PretrainedConfig, new_class: Any, **options: Any
+) -> tuple[Any, list[str]]:
     """A model of `new_class` with its pretrained weights, and the names of the weights of its head that are missing."""
     folder = find_weights(pretrained)
-    model, info = pretrained.load(new_class, folder, config=model_config, output_loading_info=True)
+    model, info = pretrained.load(new_class, folder, config=model_config, output_loading_info=True, **options)
     missing = sorted(info["missing_keys"])
     # BERT's pooler is part of the encoder in transformers, but masked language models are saved without it.
     if encoder := [name for name in missing if model.base_model_prefix in name and "/pooler/" not in name]:

@@ -24,19 +24,27 @@ _VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model"
 _SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
-def load_tokenizer(config: ModelConfig, documents: Iterable[str]) -> "PreTrainedTokenizerFast":
+def load_tokenizer(
+    config: ModelConfig, documents: Iterable[str], *, for_words: bool = False
+) -> "PreTrainedTokenizerFast":
     """The fast tokenizer of `config.name`, or for a new model a WordPiece tokenizer trained on `documents`.
+
+    Args:
+        for_words: the texts will be lists of words. A byte-level tokenizer then writes a space before each word.
 
     Raises:
         Refused: see `load_pretrained_tokenizer`.
     """
     if config.name:
-        return load_pretrained_tokenizer(PretrainedModel.of(config))
+        return load_pretrained_tokenizer(PretrainedModel.of(config), for_words=for_words)
     return build_tokenizer(documents, config.vocab_size)
 
 
-def load_pretrained_tokenizer(model: PretrainedModel) -> "PreTrainedTokenizerFast":
+def load_pretrained_tokenizer(model: PretrainedModel, *, for_words: bool = False) -> "PreTrainedTokenizerFast":
     """The fast tokenizer of a pretrained model.
+
+    Args:
+        for_words: see `load_tokenizer`.
 
     Raises:
         Refused: it cannot be loaded, lacks a mask or padding token, or refers to files outside the model's directory.
@@ -44,6 +52,10 @@ def load_pretrained_tokenizer(model: PretrainedModel) -> "PreTrainedTokenizerFas
     check_tokenizer_files(model)
     try:
         tokenizer: Any = model.load(transformers.AutoTokenizer, use_fast=True, trust_remote_code=False)
+        if for_words and getattr(tokenizer, "add_prefix_space", None) is False:
+            tokenizer = model.load(
+                transformers.AutoTokenizer, use_fast=True, trust_remote_code=False, add_prefix_space=True
+            )
     except Refused:
         if model.source.path and not any(map(model.find_file, _VOCABULARY_FILES)):
             raise model.refusal("has no tokenizer (tokenizer.json); save one with save_pretrained") from None

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from tf_mlm.config import Config, load_config, setting_fields
 from tf_mlm.errors import Refused
+from tf_mlm.hub import Source
 from tf_mlm.model.metrics import LOSS, find_metric
 from tf_mlm.run.directory import RunDirectory
 from tf_mlm.run.events import Events
@@ -79,6 +80,13 @@ class ComparedRun:
         return fingerprint, start.unigram_entropy if start else None
 
     @property
+    def validates_on_a_whole_split(self) -> bool:
+        """Whether the validation is the same for every seed: of labels, which have no masks, and of all documents."""
+        data = self.config.data
+        is_held_out = self.environment.get("data", {}).get("held_out", True)
+        return self.config.objective.name != "masked" and not data.num_validation_sequences and not is_held_out
+
+    @property
     def seconds(self) -> float:
         """Time spent in training and validation so far."""
         end = self.events.end
@@ -118,6 +126,8 @@ def differing_settings(runs: list[ComparedRun]) -> dict[str, list[Any]]:
 def why_not_comparable(runs: list[ComparedRun]) -> str:
     """Why the validation losses measure different things, as a clause; "" where they can be compared."""
     reasons = [name for name in differing_settings(runs) if name in _VALIDATION_SETTINGS]
+    if all(run.validates_on_a_whole_split for run in runs):
+        reasons = [name for name in reasons if name != "training.seed"]
     if len({run.validation_data for run in runs}) > 1:
         reasons.insert(0, "the text or its tokens")
     return ", ".join(reasons)
@@ -126,8 +136,10 @@ def why_not_comparable(runs: list[ComparedRun]) -> str:
 def why_probes_not_comparable(runs: list[ComparedRun]) -> str:
     """The attributes in which the probes of the runs differ, as a clause; "" where they can be compared."""
     probes = [run.probe for run in runs if run.probe]
-    names = ("dataset", "num_test_documents", "pooling", "sequence_length", "seed")
-    return ", ".join(name for name in names if len({getattr(probe, name) for probe in probes}) > 1)
+    names = ("labels", "num_train_documents", "num_test_documents", "pooling", "sequence_length", "seed")
+    reasons = [name for name in names if len({repr(getattr(probe, name)) for probe in probes}) > 1]
+    datasets = {Source.of(probe.dataset).absolute_path or probe.dataset for probe in probes}
+    return ", ".join((["dataset"] if len(datasets) > 1 else []) + reasons)
 
 
 def describe_comparison(runs: list[ComparedRun]) -> str:

@@ -92,6 +92,7 @@ class ProbeResults:
         dataset: the labeled data.
         pooling: `mean` or `cls`.
         skipped: sizes without enough labels, as sentences.
+        num_in_training: test documents whose text the adapted model was trained on, without labels; None if unknown.
     """
 
     models: dict[str, str]
@@ -105,6 +106,7 @@ class ProbeResults:
     seed: int
     sizes: list[ProbedSize]
     skipped: list[str]
+    num_in_training: int | None = None
 
     def as_json(self) -> str:
         return dump_json(asdict(self)) + "\n"
@@ -121,6 +123,8 @@ class ProbeResults:
         for row in (header, *rows):
             lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
         lines += self.skipped
+        if self.num_in_training:
+            lines.append(f"warning: {self.num_in_training:,} test documents are in the training text of the run")
         if "starting" in self.models:
             lines.append(
                 "difference: adapted - starting, with its 95 % bootstrap interval over draws and test documents"
@@ -145,11 +149,11 @@ def load_probe(path: Path) -> ProbeResults | None:
 
 
 def write_probe(results: ProbeResults, directory: Path) -> None:
-    """Write probe.json and probe.png, and the section of an existing model card (README.md)."""
+    """Write probe.json and probe.png, and the section of the model card of a run directory."""
     write_atomically(directory / "probe.png", plot_probe(results))
     write_atomically(directory / FILE, results.as_json())
     card = directory / "README.md"
-    if card.exists():
+    if card.exists() and (directory / "config.toml").exists():  # a run directory, not another project
         write_atomically(card, with_probe(card.read_text(encoding="utf-8"), results))
 
 
@@ -173,11 +177,12 @@ def probe_section(results: ProbeResults) -> str:
         if "starting" in results.models
         else ""
     )
+    seen = f"{results.num_in_training:,} test documents are in the training text. " if results.num_in_training else ""
     return f"""{_HEADING}
 
 Logistic regression on frozen features ({results.pooling} pooling of the last hidden states) of the labeled texts of
 {dataset}: {results.num_test_documents:,} test documents, mean ± standard deviation over random draws of the labels.
-{differences}Made with `tf-mlm probe`.
+{differences}{seen}Made with `tf-mlm probe`.
 
 ![Accuracy over the number of labels](probe.png)
 

@@ -69,7 +69,8 @@ def build_job(config: Config, run: RunDirectory) -> Job:
     if config.model.name:
         load_model_config(config.model)  # refuses a wrong model before the data is prepared, which can take long
     documents = objective.load_documents(config)
-    tokenizer = load_tokenizer(config.model, () if config.model.name else documents.train["text"])
+    texts = () if config.model.name else documents.train["text"]
+    tokenizer = load_tokenizer(config.model, texts, for_words=config.objective.name == "token_classification")
     data = objective.prepare(config, documents, tokenizer)
     length = RunLength.of(config, len(data.train_rows))
     with machine.strategy.scope():
