@@ -1,5 +1,6 @@
 """Labels of documents and words reach the right positions of a batch."""
 
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -9,9 +10,10 @@ from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
 
 from tests.data.conftest import CLS, PAD, SEP
 from tests.labeled_data import use_token_types
+from tf_mlm.config import ModelConfig
 from tf_mlm.data.labels import LabelCollator, label_texts, label_words
 from tf_mlm.data.masking import IGNORE_INDEX
-from tf_mlm.model.tokenizer import build_tokenizer
+from tf_mlm.model.tokenizer import build_tokenizer, load_tokenizer
 
 
 def documents(**columns: list[Any]) -> datasets.Dataset:
@@ -72,3 +74,17 @@ def test_token_types_mark_the_second_text_of_a_pair(tensorflow: None, has_types:
     assert found.token_type_ids[0].tolist() == [0, 0, 0, 0, 1, 1, 0, 0]
     batch = LabelCollator(found, tokenizer.pad_token_id)([{"epoch": 0, "index": 0}, {"epoch": 0, "index": -1}])
     assert batch["token_type_ids"].tolist() == [[0, 0, 0, 0, 1, 1, 0, 0], [0] * 8]
+
+
+def test_roberta_tokenizes_words_with_the_space_before_each(tensorflow: None, tmp_path: Path) -> None:
+    from tests.tiny_tokenizers import tiny_tokenizer
+
+    tiny_tokenizer("roberta").save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "roberta"}')
+    config = ModelConfig(name=str(tmp_path))
+    tokenizer = load_tokenizer(config, (), for_words=True)
+    found = label_words(documents(tokens=[["it", "was", "great"]], tags=[[1, 0, 2]]), tokenizer, 16)
+    text = tokenizer(" it was great")["input_ids"]
+    assert found.input_ids[0, : found.lengths[0]].tolist() == text
+    assert found.labels[0][found.labels[0] >= 0].tolist() == [1, 0, 2]
+    assert load_tokenizer(config, ())("it")["input_ids"] != tokenizer("it")["input_ids"]  # only for words

@@ -1,5 +1,6 @@
 """Classification models compute what transformers' own models compute, and learn through the shared training step."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,14 @@ import tf_keras as keras
 import transformers
 
 from tests.model.conftest import LENGTH, tiny_config
-from tf_mlm.config import OptimizerConfig
+from tf_mlm.config import ModelConfig, OptimizerConfig
 from tf_mlm.data.masking import IGNORE_INDEX
 from tf_mlm.model.architectures import ARCHITECTURES
 from tf_mlm.model.label_model import label_model_class
+from tf_mlm.model.loading import load_label_model, load_trained_label_model
 from tf_mlm.model.optimizer import build_optimizer
+from tf_mlm.model.saving import save_model
+from tf_mlm.model.tokenizer import build_tokenizer
 
 TAGS = ["O", "B-PER", "I-PER"]
 
@@ -77,3 +81,23 @@ def test_fit_learns_the_labels_and_reports_the_metrics_of_the_objective(objectiv
     final = {"classification": "macro_f1", "token_classification": "entity_f1"}[objective]
     assert history["val_accuracy"] == [1.0] and history[f"val_{final}"] == [1.0]
     assert history["val_loss"][0] < 0.2
+
+
+@pytest.mark.parametrize(
+    ("names", "is_new"),
+    [(["no", "yes"], False), (["yes", "no"], True), (["no", "maybe"], True), (["a", "b", "c"], True)],
+)
+def test_a_head_for_other_labels_is_initialized_anew_and_the_encoder_is_kept(
+    tmp_path: Path, names: list[str], is_new: bool
+) -> None:
+    tokenizer = build_tokenizer(["a film"], 50)
+    save_model(build("distilbert", "classification", ["no", "yes"]), tokenizer, tmp_path)
+    config = ModelConfig(name=str(tmp_path))
+    model, new_weights = load_label_model(config, tokenizer, 8, "classification", names)
+    saved, _ = load_trained_label_model(str(tmp_path))
+    assert list(model.config.id2label.values()) == names
+    for mine, theirs in zip(model.distilbert.weights, saved.distilbert.weights, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    assert {name.split("/")[1] for name in new_weights} == ({"pre_classifier", "classifier"} if is_new else set())
+    is_same = np.array_equal(model.pre_classifier.kernel, saved.pre_classifier.kernel)
+    assert is_same != is_new
