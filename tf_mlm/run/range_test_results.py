@@ -154,7 +154,7 @@ class RangeTestResults:
 
     @property
     def suggestion(self) -> float | None:
-        """`safe_rate`, or `steepest_rate` if the loss never rose. None if it also never fell. Two significant digits."""
+        """`safe_rate`, or `steepest_rate` if the loss never rose. None if it also never fell. Two digits."""
         rate = self.safe_rate or self.steepest_rate
         return None if rate is None else _rounded(rate)
 
