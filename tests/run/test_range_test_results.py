@@ -75,11 +75,14 @@ def test_a_loss_that_never_rises_has_no_blow_up_and_suggests_the_steepest_descen
     assert "blow-up                  –  the loss never rose up to the rate 1.0" in found.describe()
 
 
-def test_a_loss_that_never_falls_suggests_nothing() -> None:
-    for losses in (10 + noise(0.1), 10 + rising(1e-3) + noise(0.1)):
-        found = results(losses)
-        assert found.steepest_rate is None and found.suggestion is None
-        assert "the loss never fell" in found.describe()
+def test_a_loss_that_never_falls_has_no_steepest_descent() -> None:
+    flat, rises = results(10 + noise(0.1)), results(10 + rising(1e-3) + noise(0.1))
+    for found in (flat, rises):
+        assert found.steepest_rate is None and "the loss never fell" in found.describe()
+    assert flat.suggestion is None and "none, because the loss neither fell nor rose" in flat.describe()
+    # A model that has nothing to learn still shows which rates are too high.
+    assert rises.suggestion is not None and 1e-4 < rises.suggestion < 4e-4
+    assert "a tenth of the blow-up, although the loss never fell" in rises.describe()
 
 
 def test_noise_alone_is_neither_a_fall_nor_a_blow_up() -> None:

@@ -154,9 +154,9 @@ class RangeTestResults:
 
     @property
     def suggestion(self) -> float | None:
-        """`safe_rate`, or `steepest_rate` if the loss never rose. None if it never fell. Two significant digits."""
+        """`safe_rate`, or `steepest_rate` if the loss never rose. None if it also never fell. Two digits."""
         rate = self.safe_rate or self.steepest_rate
-        return _rounded(rate) if rate is not None and self.curve.has_fallen else None
+        return None if rate is None else _rounded(rate)
 
     def as_json(self, **more: Any) -> str:
         """All results as one JSON object, with the keys of `more`."""
@@ -186,7 +186,7 @@ class RangeTestResults:
             (
                 "suggestion",
                 show_rate(self.suggestion),
-                "none, because the loss never fell; check the data and the range of the rates",
+                "none, because the loss neither fell nor rose; check the range of the rates",
             ),
             ("config", show_rate(self.config_rate), "optimizer.learning_rate"),
         ]
@@ -194,7 +194,7 @@ class RangeTestResults:
             rows[3] = (*rows[3][:2], f"the loss clearly rises; a tenth of it is {show_rate(self.safe_rate)}")
         if self.suggestion:
             source = "a tenth of the blow-up" if self.safe_rate else "the steepest descent, because the loss never rose"
-            rows[4] = (*rows[4][:2], source)
+            rows[4] = (*rows[4][:2], source if curve.has_fallen else f"{source}, although the loss never fell")
         return "\n".join(f"{name:<17} {value:>8}  {note}".rstrip() for name, value, note in rows)
 
     @property
