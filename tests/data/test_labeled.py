@@ -71,13 +71,13 @@ def test_documents_without_a_label_are_dropped_and_counted(no_label: Any) -> Non
     assert len(found.train) + len(found.validation) == 40
 
 
-def test_csv_labels_that_pandas_takes_for_missing_are_kept() -> None:
+def test_csv_labels_that_pandas_reads_as_missing_are_kept() -> None:
     Path("a.csv").write_text("text,label\n" + "".join(f"text {n},{('None', 'NA', 'nan')[n % 3]}\n" for n in range(30)))
     found = load("a.csv")
     assert found.label_names == ("NA", "None", "nan") and found.num_unlabeled == 0
 
 
-def test_a_blank_cell_leaves_the_other_numbers_of_a_csv_column_whole() -> None:
+def test_a_blank_cell_does_not_turn_the_numbers_of_a_csv_column_into_floats() -> None:
     lines = [f"text {number},{('0', '1', '', '-1')[number % 4]}\n" for number in range(40)]
     Path("a.csv").write_text("text,label\n" + "".join(lines))
     found = load("a.csv")

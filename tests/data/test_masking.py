@@ -203,7 +203,7 @@ def test_the_rates_hold_within_a_hundredth_on_a_large_sample() -> None:
     input_ids = np.full((count, length), 50, np.int32)
     maskable = np.ones(input_ids.shape, bool)
     maskable[:, [0, -1]] = False
-    # A random token is never 50 here, so that a kept token can be told from a replaced one.
+    # A random token is never 50 here, so that a kept token can be distinguished from a replaced one.
     masked, labels = mask(input_ids, maskable, keys(count), random_token_ids=np.arange(60, 90, dtype=np.int32))
     chosen = labels != IGNORE_INDEX
     assert chosen.sum() / maskable.sum() == pytest.approx(0.15, abs=0.0005)

@@ -400,7 +400,7 @@ def test_a_document_tokenized_in_parts_has_the_ids_of_the_whole(kind: str) -> No
 def test_long_documents_give_the_same_sequences_as_short_batches_do(
     cache: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch, line_by_line: bool, overflow: str
 ) -> None:
-    """The special tokens come from the post-processor, also for a tokenizer without a class of its own."""
+    """The special tokens come from the post-processor, also for a tokenizer without its own class."""
     texts = [words(*range(10, 90)), "7", words(*range(20, 25)), words(*range(5, 99))]
     whole = load(tokenizer, *texts, line_by_line=line_by_line, overflow=overflow)
     monkeypatch.setattr(module, "_CHARACTERS_PER_BATCH", 20)

@@ -186,8 +186,8 @@ def words_of(encoding: Any) -> list[tuple[int, int, list[int]]]:
 
 
 @pytest.mark.parametrize("both", ["uncased", "trained_cased", "trained_raw"], indirect=True)
-def test_the_words_of_fuzzed_texts_have_the_same_ids_and_places(both: tuple[Any, Any], fuzzed: list[str]) -> None:
-    """The places are not compared where the normalizer reorders combining marks: the order of the text is kept."""
+def test_the_words_of_fuzzed_texts_have_the_same_ids_and_positions(both: tuple[Any, Any], fuzzed: list[str]) -> None:
+    """The positions are not compared where the normalizer reorders combining marks: the order of the text is kept."""
     import tensorflow as tf
 
     tokenizer, tokenize = both

@@ -16,7 +16,7 @@ from tf_mlm.model.tokenizer import build_tokenizer
 
 
 @pytest.mark.parametrize("room", [1, 2, 7, 8])
-def test_pairs_are_truncated_like_the_tokenizer_truncates_the_longer_text_first(room: int) -> None:
+def test_pairs_are_truncated_as_by_the_tokenizer_the_longer_text_first(room: int) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))

@@ -1,4 +1,4 @@
-"""`tf-mlm evaluate` in depth: draws of the masks, groups of tokens, a baseline."""
+"""`tf-mlm evaluate`: draws of the masks, groups of tokens, a baseline."""
 
 import json
 import math
@@ -271,20 +271,20 @@ def test_the_number_of_devices_changes_no_result(finished_run: Path, capsys: Cap
     assert_close(found, expected, rel=1e-6)
 
 
-def test_the_tables_and_the_picture_have_every_row(
+def test_the_tables_and_the_plot_have_every_row(
     finished_run: Path, other_model: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    picture = tmp_path / "breakdown.png"
+    plot = tmp_path / "breakdown.png"
     flags = [str(finished_run), "--mask-draws", "2", "--baseline", str(other_model)]
-    found = evaluate(capsys, *flags, "--plot", picture)
-    png = picture.read_bytes()
+    found = evaluate(capsys, *flags, "--plot", plot)
+    png = plot.read_bytes()
     assert png[:8] == b"\x89PNG\r\n\x1a\n" and int.from_bytes(png[16:20]) == 2000
-    picture.unlink()
+    plot.unlink()
     with inside(Path()):
-        assert main(["evaluate", *flags, "--plot", str(picture)]) == 0
-    assert picture.read_bytes() == png
+        assert main(["evaluate", *flags, "--plot", str(plot)]) == 0
+    assert plot.read_bytes() == png
     out = capsys.readouterr().out
-    assert out.endswith(f"\npicture in {picture}\n")
+    assert out.endswith(f"\nplot in {plot}\n")
     lines = out.splitlines()
     loss = found["draws"]["loss"]
     assert lines[1].split()[-4:] == [f"{found['loss']:.4f}", f"{loss['mean']:.4f}", "±", f"{loss['deviation']:.4f}"]
@@ -349,7 +349,7 @@ def test_wrong_requests_are_refused(
     assert [path.name for path in tmp_path.iterdir()] in ([], ["OTHER"])
 
 
-def test_a_picture_that_cannot_be_written_is_reported_after_the_results(
+def test_a_plot_that_cannot_be_written_is_reported_after_the_results(
     finished_run: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tf_mlm.commands import evaluate as command

@@ -1,4 +1,4 @@
-"""`tf-mlm probe`: what it measures on data with a known answer, and what it writes."""
+"""`tf-mlm probe`: its results on data with a known answer, and its files."""
 
 import json
 import os
@@ -117,7 +117,7 @@ def test_the_readme_of_another_directory_is_not_changed(in_tmp: Path, model: Pat
     assert (in_tmp / "README.md").read_text() == text and (in_tmp / "probe.json").exists()
 
 
-def test_an_output_that_is_a_file_is_refused_before_the_work(in_tmp: Path, capsys: Capture) -> None:
+def test_an_output_that_is_a_file_is_refused_at_once(in_tmp: Path, capsys: Capture) -> None:
     (in_tmp / "out").write_text("")
     assert main(["probe", "nowhere", "--dataset", "nowhere.csv", "--output", "out"]) == 2
     assert "--output out: is not a directory" in capsys.readouterr().err
@@ -127,7 +127,7 @@ def test_the_interval_covers_draws_and_test_documents() -> None:
     from tf_mlm.inference.probe import bootstrap_differences
 
     labels = np.arange(400) % 2
-    starting = np.tile(np.where(np.arange(400) < 200, labels, 1 - labels), (8, 1))  # 50 % correct
+    starting = np.tile(np.where(np.arange(400) < 200, labels, 1 - labels), (8, 1))  # 50% correct
     always = np.tile(labels, (8, 1))
     mixed = np.concatenate([np.tile(labels, (4, 1)), np.tile(1 - labels, (4, 1))])  # the draws are right or wrong
     same, varied = (bootstrap_differences(each, starting, labels, 1)["accuracy"] for each in (always, mixed))
@@ -221,7 +221,7 @@ def test_features_are_computed_once_and_a_damaged_cache_is_replaced(
     assert len(calls) == 4
 
 
-def test_a_run_gets_the_table_the_picture_and_a_section_of_its_card(
+def test_a_run_gets_the_table_the_plot_and_a_section_of_its_card(
     finished_run: Path, in_tmp: Path, capsys: Capture
 ) -> None:
     import shutil

@@ -123,7 +123,7 @@ def test_words_are_those_of_the_pre_tokenizer_with_their_characters(model_type: 
     assert [text[start:end] for start, end in tokenized.spans] == words
     place = 0
     for (start, end), word in zip(tokenized.spans, words, strict=True):
-        if word:  # white space with tokens of its own has no characters
+        if word:  # white space that has its own tokens has no characters
             assert (start, end) == (text.index(word, place), text.index(word, place) + len(word))
         place = end
     assert tokenized.words.tolist() == sorted(tokenized.words) and set(tokenized.words) == set(range(len(words)))

@@ -118,11 +118,11 @@ def test_a_target_that_cannot_be_a_fill_is_refused_by_name(trained: tuple[Any, A
         assert len(str(error.value).splitlines()) == 1
         return str(error.value)
 
-    assert "the target '北京' contains a character that the vocabulary lacks" in refused(SENTENCE, ["film", "北京"])
+    assert "the target '北京' contains a character that is not in the vocabulary" in refused(SENTENCE, ["film", "北京"])
     assert "a target is empty" in refused(SENTENCE, ["film", " "])
     assert "no target given" in refused(SENTENCE, [])
     assert "the target '[SEP]' is not a word" in refused(SENTENCE, ["[SEP]"])
-    assert "the target 'm' has no tokens of its own after 'The fil'" in refused("The fil[MASK]", ["m"])
+    assert "the target 'm' forms one token with the text 'The fil'" in refused("The fil[MASK]", ["m"])
     assert "'no mask' has no [MASK]" in refused("no mask", ["film"])
     long = "a " * 509 + "[MASK]"  # with [CLS] and [SEP], 512 tokens
     assert fill(*trained, long, ["film"]).fills[0][0].num_tokens == 1
@@ -133,7 +133,7 @@ def test_the_tables_show_the_number_of_tokens_and_small_probabilities() -> None:
     from tf_mlm.inference.targets import TargetAnswer, TargetFill, describe_targets, describe_targets_side_by_side
 
     first = TargetAnswer("a [MASK]", [[TargetFill("good", 0.5, 1, ""), TargetFill("grate", 2e-7, 2, "")]])
-    note = " targets of different numbers of tokens are different events: do not compare their probabilities"
+    note = " do not compare the probabilities of targets with different numbers of tokens"
     assert describe_targets(first).splitlines() == [
         "a [MASK]",
         "  good     50.00%  " + "█" * 10,

@@ -99,7 +99,7 @@ def test_the_newly_initialized_pooler_belongs_to_the_head() -> None:
 
 
 @pytest.mark.parametrize("train", ["layer.7", "ayer.1", ["head", "nothing"]])
-def test_a_name_that_selects_nothing_is_refused_with_the_names_there_are(train: Any) -> None:
+def test_a_name_that_selects_nothing_is_refused_with_the_valid_names(train: Any) -> None:
     with pytest.raises(
         Refused, match=r"model\.train: '.*' is not a part of the name .* distilbert\.transformer\.layer\.1"
     ):

@@ -87,7 +87,7 @@ def test_fit_learns_the_labels_and_reports_the_metrics_of_the_objective(objectiv
     ("names", "is_new"),
     [(["no", "yes"], False), (["yes", "no"], True), (["no", "maybe"], True), (["a", "b", "c"], True)],
 )
-def test_a_head_for_other_labels_is_initialized_anew_and_the_encoder_is_kept(
+def test_a_head_for_other_labels_is_newly_initialized_and_the_encoder_is_kept(
     tmp_path: Path, names: list[str], is_new: bool
 ) -> None:
     tokenizer = build_tokenizer(["a film"], 50)

@@ -155,7 +155,7 @@ def graph_nodes(model: Any) -> list[dict[str, Any]]:
 
 
 def test_the_parts_of_a_batch_are_gathered_in_a_loop_not_sliced() -> None:
-    """XLA compiles a cluster anew for each start of a slice, and runs it uncompiled first, with other float bits."""
+    """XLA compiles a cluster again for each start of a slice, and runs it uncompiled first, with other float bits."""
     config = tiny_config("distilbert", dropout=0.1)
     numbers_of_nodes = set()
     for parts in (2, 3):

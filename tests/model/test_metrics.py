@@ -164,7 +164,7 @@ def test_values_are_shown_with_the_format_of_the_metric() -> None:
 
 
 def test_a_metric_added_to_the_table_is_computed_in_training_and_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Top-3 accuracy, beside which top 1 and top 5 stay as they were; also with an accumulated gradient."""
+    """Adding top-3 accuracy does not change top 1 and top 5; also with an accumulated gradient."""
 
     def is_among_top_3(losses: Any, logits: Any, labels: Any) -> Any:
         best = tf.math.top_k(logits, k=3).indices

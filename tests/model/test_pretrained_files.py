@@ -138,7 +138,7 @@ def test_hdf5_files_without_links_to_others_are_accepted(model: PretrainedModel)
 @pytest.mark.parametrize("kind", ["link", "storage", "virtual", "circle"])
 @pytest.mark.parametrize("beside", [False, True])
 def test_an_hdf5_file_that_includes_another_file_is_refused(model: PretrainedModel, kind: str, beside: bool) -> None:
-    """Also beside safetensors, which are read in its place: transformers must not fall back to it."""
+    """Also next to safetensors, which are read instead: transformers must not fall back to it."""
     folder = folder_of(model)
     write_hdf5(folder.parent / "other.h5")
     with h5py.File(folder / "tf_model.h5", "w") as file:

@@ -68,7 +68,7 @@ def test_the_same_events_give_the_same_bytes_and_others_do_not() -> None:
     assert plot_loss(CASES["three epochs"], "a run") != plot_loss(CASES["one epoch"], "a run")
 
 
-def test_a_fine_tuning_is_drawn_with_its_score_instead_of_perplexity(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plot_of_a_fine_tuning_run_has_its_score_instead_of_perplexity(monkeypatch: pytest.MonkeyPatch) -> None:
     figures: list[Figure] = []
     monkeypatch.setattr(plotting, "place_labels", lambda figure, labels: figures.append(figure))
     start = {"event": "start", "epoch": 0, "step": 0, "val_loss": 0.7, "val_accuracy": 0.5, "val_macro_f1": 0.4}

@@ -17,7 +17,7 @@ from tf_mlm.data.tables import Table, load_tables
 from tf_mlm.errors import Refused
 
 NO_LABEL = -1
-"""Index of a word without a tag; in the data, the Hub's number for no label."""
+"""Index of a word without a tag. Datasets on the Hub use the same number for a missing label."""
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,10 @@ def _read_split(config: Config, tables: dict[str, Table], setting: str) -> _Docu
     is_labeled = [label is not None for label in labels]
     kept = [row for row in range(len(texts)) if is_text[row] and is_labeled[row]]
     if not kept:
-        raise Refused(f"data.{setting} = {wanted!r}: no document of {data.dataset} has a label in {columns[0].label!r}")
+        raise Refused(
+            f"data.{setting} = {wanted!r}: no document of {data.dataset} has a label in {columns[0].label!r}; set "
+            "objective.label_column, or pass another dataset"
+        )
     occurring = {name for row in kept for name in _names_in(labels[row])}
     hashes = [_hash(texts[row], pairs[row] if pairs else None) for row in kept]
     return _Documents(
@@ -331,10 +334,14 @@ def _read_tagged(
             ):
                 if value is not None and not isinstance(value, list):
                     raise Refused(
-                        f"{setting} = {column!r}: {place} has {_short(value)}, not a list with one item per word"
+                        f"{setting} = {column!r}: {place} has {_short(value)}, not a list with one item per word; "
+                        "choose another column"
                     )
             if bad := [word for word in found or [] if not isinstance(word, str)]:
-                raise Refused(f"data.text_column = {columns.text!r}: {place} has {_short(bad[0])}, which is not a word")
+                raise Refused(
+                    f"data.text_column = {columns.text!r}: {place} has {_short(bad[0])}, which is not a word; fix "
+                    "the row"
+                )
             if found_tags is not None and len(found or []) != len(found_tags):
                 raise Refused(
                     f"objective.label_column: {place} has {len(found or [])} words but {len(found_tags)} tags in "
@@ -366,13 +373,14 @@ def _label_name(label: Any, place: str, column: str) -> str | None:
         label = int(label)
     if not isinstance(label, str | int):
         raise Refused(
-            f"objective.label_column = {column!r}: {place} has {_short(label)}, which is not a text or a whole number"
+            f"objective.label_column = {column!r}: {place} has {_short(label)}, which is not a text or a whole number; "
+            "choose another column"
         )
     return str(label)
 
 
 def _in_order(occurring: set[str], class_names: list[str]) -> list[str]:
-    """The labels that occur: in the order of the data's classes, then numbers by value, then by the alphabet."""
+    """The labels that occur: in the order of the data's classes, then numbers by value, then in alphabetical order."""
     others = occurring - set(class_names)
     ordered = sorted(others, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
     return [*(name for name in class_names if name in occurring), *ordered]
@@ -382,7 +390,7 @@ def _check_known(names: Sequence[str], known: Sequence[str], kind: str) -> None:
     if unknown := [name for name in names if name not in known]:
         raise Refused(
             f"objective.label_column: the label {unknown[0]!r} of the {kind} documents is not a label of the "
-            f"training documents (labels: {_list(known)})"
+            f"training documents (labels: {_list(known)}); fix the label, or pass another dataset"
         )
 
 
@@ -392,12 +400,14 @@ def _check_labels(train: _Documents, names: Sequence[str]) -> None:
         dropped = f" ({train.num_unlabeled:,} documents have no label: null or -1)" if train.num_unlabeled else ""
         raise Refused(
             f"objective.label_column = {column!r}: all training documents have the label {train.label_names[0]!r}"
-            f"{dropped}; a classification requires at least two different labels"
+            f"{dropped}; classification requires at least two different labels"
         )
     if _is_tags(train.labels):
         for name in names:
             if name != "O" and not (name[:2] in ("B-", "I-") and len(name) > 2):
-                raise Refused(f"objective.label_column = {column!r}: the tag {name!r} is not O, B-TYPE or I-TYPE")
+                raise Refused(
+                    f"objective.label_column = {column!r}: the tag {name!r} is not O, B-TYPE or I-TYPE; use IOB2 tags"
+                )
 
 
 def _short(value: Any) -> str:

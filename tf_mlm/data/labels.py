@@ -1,4 +1,4 @@
-"""Labeled documents to sequences and batches, for classification and token classification."""
+"""Tokenizes labeled documents and batches them, for classification and token classification."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class LabeledSequences:
         token_type_ids: int32 [num_sequences, sequence_length]; None if the model has no token types.
         labels: int32 [num_sequences, 1], or [num_sequences, sequence_length] for tags, `IGNORE_INDEX` where there is
             no label.
-        num_truncated: documents longer than a sequence, which lose their end.
+        num_truncated: number of documents that were truncated to the length of a sequence.
     """
 
     input_ids: np.ndarray

@@ -110,7 +110,7 @@ class MaskingCollator:
         input_ids: int32 [num_sequences, length], memory-mapped; `index` selects its rows.
         lengths: int32 [num_sequences], tokens before the padding.
         epoch_masks: False uses the same masks in every epoch (validation).
-        draw: with `epoch_masks` False, the number of the fixed masks. Those of draw 1 are the validation masks of
+        draw: number of the draw of the fixed masks, if `epoch_masks` is False. Draw 1 has the validation masks of
             training.
     """
 

@@ -18,7 +18,7 @@ from tf_mlm.data.readers import ROWS_LOOKED_AT, is_number, read_rows
 _ROWS_PER_BATCH = 1000
 
 Rows = Iterator[tuple[str, dict[str, Any]]]
-"""The place of each row, for messages, and its values by column. A class is given by its name, -1 as None."""
+"""The place of each row, for error messages, and its values by column. A class is its name; -1 is None."""
 
 
 @dataclass(frozen=True)

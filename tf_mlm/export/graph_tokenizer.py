@@ -85,7 +85,7 @@ class GraphTokenizer(tf.Module):
         return tf.concat([ends * self._first_id, *pieces], axis=1)
 
     def split_words(self, texts: tf.Tensor) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor, tf.Tensor]:
-        """The words of each text, their ids and their places.
+        """The words of each text, their ids and their positions in the text.
 
         Returns:
             ids: int32 [batch, (words), (pieces)], without [CLS] and [SEP].

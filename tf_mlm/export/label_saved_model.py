@@ -1,4 +1,4 @@
-"""Exports a classification model as a SavedModel that takes strings and returns labels, or tags with their places."""
+"""Exports a classification model as a SavedModel that takes strings and returns labels, or tags and positions."""
 
 from pathlib import Path
 from typing import Any

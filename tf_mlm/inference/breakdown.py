@@ -12,7 +12,7 @@ MODEL, BASELINE, DIFFERENCE = "model", "baseline", "difference"
 """Keys of `Row.scores` and `TokenRow.losses`. The difference is model - baseline."""
 
 MIN_OCCURRENCES = 10
-"""Times that a token must be masked to be listed: the mean of fewer losses is mostly chance."""
+"""A token is listed if it was masked at least this many times. The mean of fewer losses is too noisy."""
 
 _COMPARED = (LOSS.name, "masked_accuracy")  # metrics in the table of two models
 
@@ -24,7 +24,7 @@ class Score:
     Attributes:
         value: over the tokens of all draws.
         draws: the value of each draw; None for a draw without tokens.
-        deviation: standard deviation (n - 1) of the draws; None for fewer than two values.
+        deviation: standard deviation (n - 1) over the draws; None for fewer than two values.
     """
 
     value: float
@@ -113,7 +113,7 @@ class Breakdown:
         lines += _align(self._group_cells())
         lines.append(f"frequency: rank of the token among the {self.num_counted:,} tokens of the evaluated documents")
         if self.num_draws > 1:
-            lines.append(f"the {self.num_draws} draws together; ±: standard deviation of the draws")
+            lines.append(f"values over all {self.num_draws} draws; ±: standard deviation over the draws")
         for title, rows in self.token_tables.items():
             lines += ["", f"{title}, of the tokens masked at least {MIN_OCCURRENCES} times{'' if rows else ': none'}"]
             lines += _align(self._token_cells(rows), num_texts=1 + len(self.models)) if rows else []

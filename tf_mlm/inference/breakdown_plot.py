@@ -1,4 +1,4 @@
-"""The picture of a breakdown: the loss of each row, one color for each model."""
+"""The plot of a breakdown: the loss of each row, one color for each model."""
 
 import io
 import warnings
@@ -21,7 +21,7 @@ _Line = tuple[str, dict[str, float], dict[str, float]]
 def plot_breakdown(breakdown: Breakdown) -> bytes:
     """The loss of each group of tokens, and of the listed tokens, as png (2000 pixels wide).
 
-    A bar at a point is ± one standard deviation over the draws of the masks.
+    An error bar is ± one standard deviation over the draws of the masks.
     """
     groups: list[_Line] = []
     for number, group in enumerate(breakdown.groups):
@@ -41,7 +41,7 @@ def plot_breakdown(breakdown: Breakdown) -> bytes:
     _draw(left, groups, num_lines)
     _draw(right, tokens, num_lines)
     if breakdown.num_draws > 1:
-        left.set_xlabel(f"{left.get_xlabel()}; bars: ± standard deviation of {breakdown.num_draws} draws")
+        left.set_xlabel(f"{left.get_xlabel()}; bars: ± standard deviation over {breakdown.num_draws} draws")
     handles = []
     for key, name in breakdown.models.items():
         title = f"{_TITLES[key]}: {name if len(name) <= _NAME_LENGTH else f'…{name[1 - _NAME_LENGTH :]}'}"

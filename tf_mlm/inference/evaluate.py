@@ -108,7 +108,7 @@ def evaluate_model(
         own_data: True evaluates on exactly the validation data of a run with this config. False evaluates on the
             documents of `data.validation_split`, or on all if it is "" or the data has no splits.
         train_hashes: uint64, hashes of the training documents of the model; None if unknown.
-        num_draws: number of fixed draws of the masks. The first one is the validation masks of training.
+        num_draws: number of fixed draws of the masks. The first one has the validation masks of training.
         with_breakdown: also compute the metrics of groups of tokens, over all draws.
         baseline: a model directory or a Hub name, to compare with on the same masks in the breakdown.
 
@@ -194,7 +194,7 @@ def _load_baseline(name: str, config: Config, tokenizer: PreTrainedTokenizerFast
     if other.get_vocab() != tokenizer.get_vocab() or other.all_special_ids != tokenizer.all_special_ids:
         raise Refused(
             f"--baseline {name}: has another tokenizer ({len(other):,} tokens) than {config.model.name} "
-            f"({len(tokenizer):,} tokens), so that their losses cannot be compared; pass a model with the same one"
+            f"({len(tokenizer):,} tokens), so their losses cannot be compared; pass a model with the same tokenizer"
         )
     return model
 

@@ -49,7 +49,8 @@ class LabelEvaluation:
         lines.append(f"{'scored':<28}  {self.num_documents:,} documents: {self.documents}")
         if self.num_in_training:
             lines.append(
-                f"{'warning':<28}  {self.num_in_training:,} of these documents are training documents of the run"
+                f"{'warning':<28}  {self.num_in_training:,} of these documents are training documents of the run: "
+                "the model has seen them"
             )
         return "\n".join(lines)
 

@@ -43,7 +43,7 @@ def encode_texts(
     """One vector per text: float32 [texts, dim].
 
     Args:
-        max_length: tokens of a text that are used, with [CLS] and [SEP].
+        max_length: largest number of tokens of a text, with [CLS] and [SEP]; a longer text is truncated.
         pooling: `mean` averages the last hidden states of the tokens of a text; `cls` takes that of the first token.
         on_progress: called with the number of texts of each finished batch.
     """

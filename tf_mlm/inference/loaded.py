@@ -163,7 +163,7 @@ class LoadedClassifier:
             pairs = None if text_pairs is None else _as_list(text_pairs)
             if pairs is not None and len(pairs) != len(_as_list(texts)):
                 raise Refused(
-                    f"text_pairs: {len(pairs)} second texts for {len(_as_list(texts))} texts; pass one for each"
+                    f"text_pairs: {len(pairs)} second texts for {len(_as_list(texts))} texts; pass one for each text"
                 )
             return predict_labels(self.model, self.tokenizer, _as_list(texts), pairs)
         if text_pairs is not None:

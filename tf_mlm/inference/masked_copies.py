@@ -19,7 +19,7 @@ class MaskedCopy(NamedTuple):
     Attributes:
         input_ids: int32 [length].
         position: the masked position to predict.
-        token_id: the token whose probability is asked.
+        token_id: the token whose probability is computed.
     """
 
     input_ids: np.ndarray

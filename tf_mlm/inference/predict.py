@@ -18,7 +18,7 @@ class LabeledText:
     """The probabilities of all labels of a text, most likely first.
 
     Attributes:
-        is_truncated: whether the text is longer than the model's positions and lost its end.
+        is_truncated: whether the text has more tokens than the model has positions, so that its end was cut off.
     """
 
     text: str
@@ -61,7 +61,7 @@ class TaggedText:
     """The tagged words of a text.
 
     Attributes:
-        is_truncated: whether the text is longer than the model's positions, so that its last words have no tag.
+        is_truncated: whether the text has more tokens than the model has positions, so that its last words have no tag.
     """
 
     text: str
@@ -83,7 +83,7 @@ class TaggedText:
         return "\n".join(lines + [f"  {_TRUNCATED}"] * self.is_truncated)
 
 
-_TRUNCATED = "(truncated: the text is longer than the model's positions)"
+_TRUNCATED = "(truncated: the text has more tokens than the model has positions)"
 
 
 def predict_labels(

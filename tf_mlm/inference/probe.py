@@ -174,7 +174,7 @@ def _summarize(
 def bootstrap_differences(
     adapted: np.ndarray, starting: np.ndarray, labels: np.ndarray, seed: int
 ) -> dict[str, Difference]:
-    """The difference of accuracy and macro F1, with 95 % percentile intervals.
+    """The difference of accuracy and macro F1, with 95% percentile intervals.
 
     Each resample draws test documents and draws of the labels with replacement, the same ones for both models (Efron
     and Tibshirani 1993, chapter 13).

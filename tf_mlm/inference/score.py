@@ -26,7 +26,7 @@ class ScoredWord:
         word: its characters, empty for white space that has tokens.
         start: its first character in the text; `end` is the character after its last one.
         log_probability: sum over its tokens, in nats.
-        is_unknown: whether it contains the unknown token; the figure is then that of the unknown token.
+        is_unknown: whether it contains the unknown token; `log_probability` is that of the unknown token.
     """
 
     word: str
@@ -107,8 +107,8 @@ class TokenizedText:
 def tokenize_text(tokenizer: Any, text: str, max_length: int) -> TokenizedText:
     """The tokens and words of a text.
 
-    A word is what the tokenizer's pre-tokenizer separates, `word_ids` of transformers: letters and punctuation marks
-    are separate words for BERT and RoBERTa, a word of ALBERT reaches from space to space.
+    The tokenizer's pre-tokenizer splits the text into words (`word_ids` in transformers). For BERT and RoBERTa, letters
+    and punctuation marks are separate words; for ALBERT, only spaces separate words.
 
     Args:
         max_length: largest number of tokens, with special tokens.
@@ -120,8 +120,8 @@ def tokenize_text(tokenizer: Any, text: str, max_length: int) -> TokenizedText:
     input_ids = np.array(encoding.ids, np.int32)
     if MASK in text or tokenizer.mask_token_id in input_ids:
         raise Refused(
-            f"score: {_shorten(text)} contains a mask, which has no probability; write the word, or use fill-mask "
-            "--targets"
+            f"score: {_shorten(text)} contains a mask, which has no probability; replace it by a word, or use "
+            "fill-mask --targets"
         )
     if len(input_ids) > max_length:
         raise Refused(
@@ -191,7 +191,7 @@ def masked_together(words: np.ndarray, masking: Masking) -> np.ndarray:
 
 
 def _groups(texts: Sequence[TokenizedText]) -> Iterator[list[TokenizedText]]:
-    """Consecutive texts, so few that their masked copies fit into memory, and so many that they fill batches."""
+    """Groups of consecutive texts whose masked copies fill several batches and fit into memory."""
     group: list[TokenizedText] = []
     num_tokens = 0
     for text in texts:

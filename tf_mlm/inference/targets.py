@@ -13,7 +13,7 @@ from tf_mlm.model.architectures import max_sequence_length
 from tf_mlm.model.loading import load_trained
 
 _BAR = 20  # characters of a bar for 100 %
-_NOT_COMPARABLE = " targets of different numbers of tokens are different events: do not compare their probabilities"
+_NOT_COMPARABLE = " do not compare the probabilities of targets with different numbers of tokens"
 
 
 class TargetFill(NamedTuple):
@@ -52,9 +52,9 @@ def load_target_filler(name: str) -> Callable[[str, Sequence[str]], TargetAnswer
 def fill_targets(model: Any, predict: Predictor, tokenizer: Any, sentence: str, targets: Sequence[str]) -> TargetAnswer:
     """The probabilities of `targets` at each mask of `sentence`.
 
-    A target of n tokens takes n masks in place of the one of the sentence. Its probability is the product of the
-    probabilities of its tokens from left to right, each after the ones before it. It is not normalized: the targets of
-    n tokens are fills of a sentence with n masks, so that probabilities of different n are of different events.
+    For a target of n tokens, n masks replace the mask of the sentence. Its probability is the product of the
+    probabilities of its tokens from left to right, each after the ones before it. The probabilities are not normalized
+    over the targets. Compare only targets with the same number of tokens: the others are fills of another sentence.
 
     Raises:
         Refused: the sentence has no mask or too many tokens, or a target cannot be the fill of a mask.
@@ -108,14 +108,14 @@ def _token_ids(tokenizer: Any, before: str, target: str) -> list[int]:
     known, together = tokenize(left), tokenize(f"{left}{' ' * (left != before)}{target}")
     if together[: len(known)] != known:
         raise Refused(
-            f"fill-mask: the target {target!r} has no tokens of its own after {left[-20:]!r}; write a space before the "
+            f"fill-mask: the target {target!r} forms one token with the text {left[-20:]!r}; write a space before the "
             "mask"
         )
     token_ids = together[len(known) :]
     if tokenizer.unk_token_id in token_ids:
         raise Refused(
-            f"fill-mask: the target {target!r} contains a character that the vocabulary lacks (it gives the token "
-            f"{tokenizer.unk_token}); omit it"
+            f"fill-mask: the target {target!r} contains a character that is not in the vocabulary (it gives the token "
+            f"{tokenizer.unk_token}); omit the target"
         )
     if not token_ids or set(token_ids).intersection(tokenizer.all_special_ids):
         raise Refused(f"fill-mask: the target {target!r} is not a word; omit it")

@@ -10,7 +10,9 @@ ALL, HEAD = "all", "head"
 
 
 def freeze(model: Any, train: str | Sequence[str], newly_initialized: Sequence[str]) -> None:
-    """Make only the weights that `train` selects trainable. Weights that the head shares belong to the encoder.
+    """Make only the weights that `train` selects trainable.
+
+    Weights that the head and the encoder share belong to the encoder.
 
     Args:
         model: a built `TrainingStep`.

@@ -1,4 +1,4 @@
-"""Validation metrics of classification that are no averages: macro F1 and the F1 of entities.
+"""Validation metrics of classification that are not averages: macro F1 and entity F1.
 
 Both are computed from counts that are summed over batches and replicas.
 """

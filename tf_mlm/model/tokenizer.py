@@ -30,7 +30,7 @@ def load_tokenizer(
     """The fast tokenizer of `config.name`, or for a new model a WordPiece tokenizer trained on `documents`.
 
     Args:
-        for_words: the texts will be lists of words. A byte-level tokenizer then writes a space before each word.
+        for_words: the texts are lists of words. A byte-level tokenizer then adds a space before each word.
 
     Raises:
         Refused: see `load_pretrained_tokenizer`.

@@ -126,7 +126,7 @@ def origin_and_text(report: RunReport) -> tuple[str, str]:
 
 
 def outcome(report: RunReport) -> list[str]:
-    """What a reader must know about the end of the run, as paragraphs."""
+    """Paragraphs about the end of the run and about its weights: early stopping, frozen or new weights."""
     config, paragraphs = report.config, []
     best, end = report.events.best, report.events.end
     if best and best.epoch == 0 and report.events.epochs:

@@ -19,7 +19,7 @@ from tf_mlm.run.directory import RunDirectory
 from tf_mlm.run.events import Events
 from tf_mlm.run.probe_results import ProbeResults, load_probe
 
-# Settings that decide what a validation loss measures, beside the text itself.
+# With the text, these settings determine the validation loss of a model.
 _VALIDATION_SETTINGS = (
     "objective.name",
     "data.sequence_length",

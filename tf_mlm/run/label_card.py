@@ -27,7 +27,7 @@ def build_label_card(report: RunReport, for_hub: bool) -> str:
     """The card as Markdown with the Hub's front matter. Only the last part of a local path is shown.
 
     Args:
-        for_hub: whether the card is published beside the model's files, without the rest of the run.
+        for_hub: whether the card is published with the model's files, without the rest of the run.
     """
     task_type, task_name, _ = _TASKS[report.config.objective.name]
     data = report.data

@@ -56,7 +56,7 @@ def build_model_card(report: RunReport, for_hub: bool = False) -> str:
     """The card as Markdown with the Hub's front matter. Only the last part of a local path is shown.
 
     Args:
-        for_hub: whether the card is published beside the model's files, without the rest of the run.
+        for_hub: whether the card is published with the model's files, without the rest of the run.
     """
     if report.config.objective.name != "masked":
         return build_label_card(report, for_hub)

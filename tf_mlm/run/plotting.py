@@ -291,7 +291,7 @@ def _draw_perplexities(axes: Axes) -> None:
 
 
 def _score_of(events: Events) -> Metric | None:
-    """The metric of a fine-tuning that is drawn beside the loss: the last one; None for masked language modeling."""
+    """The metric that the plot of a fine-tuning run shows with the loss; None for masked language modeling."""
     names = list((events.start and events.start.validation) or ())
     return find_metric(names[-1]) if len(names) > 1 and PERPLEXITY.name not in names else None
 

@@ -1,4 +1,4 @@
-"""The results of a probe: table, picture, JSON, and the section of the model card."""
+"""The results of a probe: table, plot, JSON, and the section of the model card."""
 
 import io
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ class Difference:
     """Adapted minus starting model, on the same draws and test documents.
 
     Attributes:
-        low: lower end of the 95 % bootstrap interval over draws and test documents; likewise `high`.
+        low: lower end of the 95% bootstrap interval over draws and test documents; likewise `high`.
     """
 
     mean: float
@@ -127,7 +127,7 @@ class ProbeResults:
             lines.append(f"warning: {self.num_in_training:,} test documents are in the training text of the run")
         if "starting" in self.models:
             lines.append(
-                "difference: adapted - starting, with its 95 % bootstrap interval over draws and test documents"
+                "difference: adapted - starting, with its 95% bootstrap interval over draws and test documents"
             )
         return "\n".join(lines)
 
@@ -172,7 +172,7 @@ def probe_section(results: ProbeResults) -> str:
     source = Source.of(results.dataset)
     dataset = source.path.name if source.path else source.name  # the card is read on other machines
     differences = (
-        "The difference is adapted - starting on the same draws, with its 95 % bootstrap interval over draws and test "
+        "The difference is adapted - starting on the same draws, with its 95% bootstrap interval over draws and test "
         "documents. "
         if "starting" in results.models
         else ""
@@ -182,7 +182,7 @@ def probe_section(results: ProbeResults) -> str:
 
 Logistic regression on frozen features ({results.pooling} pooling of the last hidden states) of the labeled texts of
 {dataset}: {results.num_test_documents:,} test documents, mean ± standard deviation over random draws of the labels.
-{differences}{seen}Made with `tf-mlm probe`.
+{differences}{seen}Computed by `tf-mlm probe`.
 
 ![Accuracy over the number of labels](probe.png)
 
@@ -209,9 +209,7 @@ def plot_probe(results: ProbeResults) -> bytes:
     axes.set_xscale("log")
     axes.set_xticks(x, [size.name if size.labels_per_class else f"all\n({x[-1]:,.0f})" for size in results.sizes])
     axes.minorticks_off()
-    axes.set_xlabel(
-        "labels per class (logarithmic); the bands are ± one standard deviation over the draws", fontsize=10
-    )
+    axes.set_xlabel("labels per class (logarithmic); bands: ± standard deviation over the draws", fontsize=10)
     axes.set_ylabel(f"accuracy on {results.num_test_documents:,} test documents", fontsize=10)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.spines[["top", "right"]].set_visible(False)

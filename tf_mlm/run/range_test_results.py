@@ -1,4 +1,4 @@
-"""The results of a learning rate range test: analysis of the losses, table, picture, JSON."""
+"""The results of a learning rate range test: analysis of the losses, table, plot, JSON."""
 
 import io
 import math
@@ -15,9 +15,9 @@ from tf_mlm.model.metrics import metrics_of
 
 _LOSS, _STEEPEST, _BLOW_UP, _CONFIG = "#0072B2", "#009E73", "#D55E00", "#444444"  # Okabe and Ito
 _WINDOW = 1 / 30  # share of the planned steps in an average
-_CLEAR = 8.0  # a change of the smoothed loss is more than noise from this number of standard errors on
-_REGAINED = 0.1  # share of the fall that the loss regains where it blows up
-_STOP_FACTOR = 4.0  # the test stops where the loss exceeds its minimum times this
+_CLEAR = 8.0  # standard errors; a larger change of the smoothed loss is more than noise
+_REGAINED = 0.1  # the loss blows up when it has regained this share of its fall
+_STOP_FACTOR = 4.0  # the test stops when the loss exceeds this multiple of its minimum
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def show_rate(rate: float | None) -> str:
 def plot_range_test(results: RangeTestResults) -> bytes:
     """Loss over learning rate, as png (1600 x 1040 pixels).
 
-    The loss axis ends a little above the loss at the start; a loss that blows up leaves the figure.
+    The loss axis ends a little above the loss at the start; larger losses are not visible.
     """
     curve, rates = results.curve, np.array(results.rates)
     figure = Figure(figsize=(8, 5.2), dpi=200, layout="constrained", facecolor="white")
@@ -224,7 +224,7 @@ def plot_range_test(results: RangeTestResults) -> bytes:
     _mark(axes, results, results.blow_up_rate, "blow-up", "X", _BLOW_UP)
     _mark(axes, results, results.safe_rate, "a tenth of the blow-up", "s", _BLOW_UP)
     if rates[0] <= results.config_rate <= rates[-1]:
-        label = f"rate of the config {show_rate(results.config_rate)}"
+        label = f"learning rate of the config {show_rate(results.config_rate)}"
         axes.axvline(results.config_rate, color=_CONFIG, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1, label=label)
     low, high = float(curve.smoothed.min()), max(curve.start, float(curve.smoothed[curve.lowest]))
     span = max(high - low, 4 * curve.noise, 1e-3)

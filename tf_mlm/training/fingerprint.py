@@ -18,7 +18,7 @@ def fingerprint(job: Job) -> str:
     decisive["training"].pop("log_every")
     decisive["data"].pop("dataset")
     decisive["model"].pop("name")
-    # Settings that are younger than some runs are omitted at their defaults, so that these runs can be resumed.
+    # Settings that were added later are omitted at their defaults, so that older runs can be resumed.
     if job.config.objective.name == "masked":
         decisive.pop("objective")
     if job.config.model.train == "all":

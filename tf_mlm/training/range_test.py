@@ -78,7 +78,7 @@ class _StepLosses(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         is_bad = float(logs["bad_step"]) > 0
         total, count = total_and_count(self.model.metrics[0])
-        self.model.reset_metrics()  # otherwise the next step is added to this one
+        self.model.reset_metrics()  # otherwise the metrics are averaged over the steps
         # With float16, a step that only lowers the loss scale has no count and is not bad.
         self.losses.append(total / count if count else math.inf if is_bad else math.nan)
         self._bad_steps = self._bad_steps + 1 if is_bad else 0

@@ -1,4 +1,4 @@
-"""What differs between the objectives of a training."""
+"""The interface of a training objective."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -12,7 +12,7 @@ class Objective(ABC):
     """One value of `objective.name`: its data, its model and its results.
 
     Attributes:
-        headline: name of the metric that is reported beside the loss at the end of a run.
+        headline: name of the metric that is reported with the loss at the end of a run.
     """
 
     headline: str
