@@ -108,10 +108,11 @@ class DataConfig:
 @dataclass(frozen=True, config=_FORBID)
 class ObjectiveConfig:
     name: Literal["masked", "classification", "token_classification"] = _setting(
-        "masked", "what the model learns: masked tokens, the label of each text, or the tag of each word"
+        "masked", "what the model predicts: masked tokens, the label of each text, or the tag of each word"
     )
     label_column: str = _setting(
-        "", "labels: column that contains the labels or the tags; '' is label, or ner_tags for token_classification"
+        "",
+        "fine-tuning: column that contains the labels or the tags; '' is label, or ner_tags for token_classification",
     )
     text_pair_column: str = _setting(
         "", "classification: column that contains the second text of each pair; '' if none"
@@ -251,7 +252,8 @@ class Config:
         if self.objective.name == "masked":
             if self.objective.label_column or self.objective.text_pair_column:
                 raise ValueError(
-                    "objective.label_column and text_pair_column require another objective.name than masked"
+                    "objective.label_column and objective.text_pair_column have no effect with objective.name = "
+                    "'masked'; omit them, or set objective.name"
                 )
         elif not self.model.name:
             raise ValueError(f"objective.name = {self.objective.name!r} requires model.name")

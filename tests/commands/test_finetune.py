@@ -1,4 +1,4 @@
-"""`tf-mlm finetune`, `predict`, and what a fine-tuned run leaves behind."""
+"""`tf-mlm finetune` and `predict`, and the files of a fine-tuned run."""
 
 import csv
 import json
@@ -44,7 +44,7 @@ def finetune(folder: Path, model: Path, task: str, dataset: str, *flags: str) ->
 
 @pytest.fixture(scope="module")
 def classifier(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run that tells sentences about persons from sentences about films."""
+    """A finished run that distinguishes sentences about persons from sentences about films."""
     folder = tmp_path_factory.mktemp("classifier")
     write_classification(folder / "texts")
     assert finetune(folder, finished_run, "classification", "texts", "--output-dir", "RUN") == 0
@@ -79,7 +79,7 @@ def test_evaluations_of_masks_are_refused(
         assert main(["evaluate", str(model), *texts, *flags]) == 2
         output = capsys.readouterr()
         assert output.err.splitlines() == [
-            f"error: {flags[0]}: only masked language models have masks, and {model} predicts labels; omit the flag"
+            f"error: {flags[0]}: requires a masked language model, and {model} predicts labels; omit the flag"
         ]
         assert not output.out and not list(in_tmp.iterdir())
 
@@ -122,7 +122,7 @@ def test_predict_prints_the_labels_of_texts(classifier: Path, capsys: Capture) -
     assert capsys.readouterr().out.splitlines()[1].split()[0] == "person"
 
 
-def test_predict_prints_the_tags_of_words_with_their_places(tagger: Path, capsys: Capture) -> None:
+def test_predict_prints_the_tags_of_words_with_their_positions(tagger: Path, capsys: Capture) -> None:
     text = "Peter Wexmoor directed  The Silver Anchor."
     assert main(["predict", str(tagger), text, "--json"]) == 0
     words = json.loads(capsys.readouterr().out)["words"]
@@ -181,7 +181,7 @@ print(json.dumps(plain, default=bytes.decode))
             assert set(served["tags"][row][count:]) <= {""}
 
 
-def test_an_interrupted_fine_tuning_resumes_to_the_same_weights(
+def test_an_interrupted_fine_tuning_run_resumes_to_the_same_weights(
     finished_run: Path, classifier: Path, tmp_path: Path
 ) -> None:
     write_classification(tmp_path / "texts")
@@ -333,14 +333,14 @@ def test_unusable_labels_are_refused_and_nothing_is_left(
         (["M", "--dataset", "x", "--repeats", "0"], "--repeats 0: must be at least 1"),
         (["M", "--dataset", "x", "--repeats", "2", "--plan"], "--repeats: cannot be combined"),
         (["M", "--dataset", "sample"], "the sample corpus has no labels"),
-        (["M", "--dataset", "x.txt", "--config", "sample"], "--config sample: its objective.name is 'masked'"),
+        (["M", "--dataset", "x.txt", "--config", "sample"], "--config sample: objective.name is 'masked'"),
         (["M", "--dataset", "x.txt", "--repeats", "2", "--output-dir", "x.txt"], "x.txt: is not a directory"),
         (["M", "--dataset", "x.txt", "--repeats", "2", "--output-dir", "NEW"], "a txt file has no labels"),
         (["M", "--dataset", "x.txt"], "a txt file has no labels"),
         (["M", "--dataset", "x", "--training.measure_matmul_peak"], "requires objective.name = 'masked'"),
         (
             ["M", "--dataset", "x", "--objective.name", "masked", "--label-column", "y"],
-            "require another objective.name",
+            "have no effect with objective.name = 'masked'",
         ),
     ],
 )

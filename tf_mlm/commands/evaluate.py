@@ -36,20 +36,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mask-draws",
         type=int,
         metavar="N",
-        help="evaluate on N fixed draws of the masks; draw 1 is that of training [1]",
+        help="evaluate on N fixed draws of the masks; draw 1 has the validation masks of training [1]",
     )
     parser.add_argument(
         "--breakdown",
         action="store_true",
-        help="also split the metrics by treatment, frequency, part of the word and of the sequence, and list the "
-        "tokens with the greatest loss",
+        help="also print the metrics by treatment, frequency, part of the word and part of the sequence, and list "
+        "the tokens with the greatest loss",
     )
     parser.add_argument(
         "--baseline",
         metavar="RUN_OR_MODEL",
-        help="compare with this model on the same masks, in the breakdown; list the most improved and worsened tokens",
+        help="also evaluate this model on the same masks; list the tokens that improved or worsened most",
     )
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the breakdown in this png file")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="write a plot of the breakdown to this png file")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -82,7 +82,9 @@ def run(arguments: argparse.Namespace) -> None:
         config = replace(config, objective=ObjectiveConfig(name=objective))
     if arguments.label_column is not None:
         if config.objective.name == "masked":
-            raise Refused(f"--label-column: {arguments.model} is a masked language model, which has no labels; omit it")
+            raise Refused(
+                f"--label-column: {arguments.model} is a masked language model, which has no labels; omit the flag"
+            )
         config = replace(config, objective=replace(config.objective, label_column=arguments.label_column))
     if config.objective.name != "masked":
         if in_depth:
@@ -110,11 +112,11 @@ def run(arguments: argparse.Namespace) -> None:
                 f"--plot {arguments.plot}: cannot be written: {error.strerror}; choose another file"
             ) from None
         if not arguments.json:
-            print(f"\npicture in {arguments.plot}")
+            print(f"\nplot in {arguments.plot}")
 
 
 def _in_depth(arguments: argparse.Namespace) -> str:
-    """The first of the flags for masked language models alone that was passed, checked; "" if none was."""
+    """Check the flags that only masked language models support. Returns the first one passed, or ""."""
     if arguments.mask_draws is not None and arguments.mask_draws < 1:
         raise Refused(f"--mask-draws {arguments.mask_draws}: must be at least 1")
     if arguments.plot is not None:
@@ -130,4 +132,4 @@ def _in_depth(arguments: argparse.Namespace) -> str:
 
 
 def _only_masked(flag: str, model: str) -> Refused:
-    return Refused(f"{flag}: only masked language models have masks, and {model} predicts labels; omit the flag")
+    return Refused(f"{flag}: requires a masked language model, and {model} predicts labels; omit the flag")

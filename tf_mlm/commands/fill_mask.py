@@ -31,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--targets",
         metavar="WORD,...",
-        help="print the probabilities of these words instead; one of n tokens takes n masks, so that words of "
-        "different n are not comparable",
+        help="print the probabilities of these words instead; a word of n tokens is scored at n masks, so compare "
+        "only words with the same number of tokens",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object per sentence")
 
@@ -48,7 +48,9 @@ def run(arguments: argparse.Namespace) -> None:
     models = [name if is_saved_model(name) else find_model(name).model for name in names]
     for name in names:
         if arguments.targets is not None and is_saved_model(name):
-            raise Refused(f"--targets: {name} is a SavedModel, which returns only the most likely words; pass the run")
+            raise Refused(
+                f"--targets: {name} is a SavedModel, which returns only the most likely words; pass the run directory"
+            )
     lines = Lines.of(NAME, sentences)
     start_libraries_for(*models)
     describe = _describe_targets if arguments.targets is not None else _describe_best
@@ -60,7 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _describe_best(names: list[str], models: list[str], arguments: argparse.Namespace) -> Callable[[str], str]:
-    """Maps a sentence to the output for its most likely words."""
+    """Returns a function from a sentence to the printed text with its most likely words."""
     from tf_mlm.inference.fill_mask import (
         answer,
         describe_answer,
@@ -81,7 +83,7 @@ def _describe_best(names: list[str], models: list[str], arguments: argparse.Name
 
 
 def _describe_targets(names: list[str], models: list[str], arguments: argparse.Namespace) -> Callable[[str], str]:
-    """Maps a sentence to the output for the targets."""
+    """Returns a function from a sentence to the printed text with the probabilities of the targets."""
     from tf_mlm.inference.targets import (
         describe_targets,
         describe_targets_side_by_side,

@@ -14,7 +14,7 @@ from tf_mlm.config import find_recipe, load_config
 from tf_mlm.errors import Refused
 
 NAME = "find-lr"
-DESCRIPTION = "Find a learning rate: train a few hundred steps at a rate that grows until the loss blows up."
+DESCRIPTION = "Suggest a learning rate: train for a few hundred steps at a rate that grows until the loss blows up."
 _MIN_STEPS = 50
 _LEARNING_RATE = "optimizer.learning_rate"
 
@@ -23,7 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [--config NAME_OR_FILE] [--num-steps N] [FLAG VALUE ...] [--section.key VALUE ...]"
     add_settings(parser)
     parser.add_argument(
-        "--num-steps", type=int, default=300, metavar="N", help="steps from the lowest to the highest rate [300]"
+        "--num-steps",
+        type=int,
+        default=300,
+        metavar="N",
+        help="number of steps from the lowest to the highest rate [300]",
     )
     parser.add_argument(
         "--min-learning-rate", type=float, default=1e-7, metavar="RATE", help="rate of the first step [1e-7]"
@@ -32,7 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-learning-rate", type=float, default=1.0, metavar="RATE", help="rate of the last step [1]"
     )
     parser.add_argument(
-        "--plot", type=Path, default=Path("find-lr.png"), metavar="FILE", help="png file of the curve [find-lr.png]"
+        "--plot",
+        type=Path,
+        default=Path("find-lr.png"),
+        metavar="FILE",
+        help="write the curve to this png file [find-lr.png]",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -73,7 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _check_writable(plot: Path) -> None:
-    """Refuse a file that cannot be written, before the training that it shows."""
+    """Refuse a file that cannot be written, before the training starts."""
     try:
         if plot.is_dir():
             raise IsADirectoryError(0, "is a directory")

@@ -12,7 +12,7 @@ from tf_mlm.errors import Refused
 from tf_mlm.inference.locate import find_model
 
 NAME = "finetune"
-DESCRIPTION = "Fine-tune a model to classify texts, or the words of texts, from labeled examples."
+DESCRIPTION = "Fine-tune a model on labeled texts to classify each text, or to tag each word."
 _RECIPE = "finetune"
 _TASKS = {"classification": "classification", "token-classification": "token_classification"}
 _FLAGS = {
@@ -37,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--from", dest="starting_model_flag", metavar="MODEL", help="same as RUN_OR_MODEL")
     parser.add_argument(
-        "--task", choices=tuple(_TASKS), help="label each text, or tag each word [that of the recipe: classification]"
+        "--task",
+        choices=tuple(_TASKS),
+        help="label each text, or tag each word [objective.name of the recipe: classification]",
     )
     for flag, name in _FLAGS.items():
         help_text = "number of labeled documents to train on, drawn at random; 0 uses all"
@@ -48,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="runs with the seeds training.seed, training.seed + 1, ... [1]",
+        help="number of runs, with the seeds training.seed, training.seed + 1, ... [1]",
     )
 
 
@@ -73,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
         and load_config(find_recipe(arguments.config), _overrides(arguments)).objective.name == "masked"
     ):
         raise Refused(
-            f"finetune --config {arguments.config}: its objective.name is 'masked'; pass --task, or use train"
+            f"finetune --config {arguments.config}: objective.name is 'masked'; pass --task, or use tf-mlm train"
         )
     if arguments.repeats == 1:
         return train.run(arguments)

@@ -14,7 +14,7 @@ class Lines:
 
     Attributes:
         from_stdin: whether the numbers are line numbers of standard input, without blank lines.
-        num_refused: texts that were reported instead of answered.
+        num_refused: number of texts that were refused.
     """
 
     command: str

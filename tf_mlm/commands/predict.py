@@ -13,7 +13,7 @@ DESCRIPTION = "Predict the label of a text, or the tags of its words, with a fin
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} RUN_OR_MODEL TEXT [TEXT ...] [--text-pair TEXT] [--json]"
     parser.add_argument(
-        "texts", metavar="RUN_OR_MODEL TEXT", nargs="*", help="a fine-tuned run or model, then one or more texts"
+        "texts", metavar="RUN_OR_MODEL TEXT", nargs="*", help="a fine-tuned run or model; then one or more texts"
     )
     parser.add_argument("--text-pair", metavar="TEXT", help="second text, for a model that labels pairs of texts")
     parser.add_argument("--json", action="store_true", help="print one JSON object per text")
@@ -21,10 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     if len(arguments.texts) < 2:
-        raise Refused("predict: pass a fine-tuned run or model and at least one text")
+        raise Refused("predict: no model or no text given; pass a fine-tuned run or model, then at least one text")
     name, *texts = arguments.texts
     if arguments.text_pair is not None and len(texts) > 1:
-        raise Refused("--text-pair: pass only one first text with it")
+        raise Refused("--text-pair: requires exactly one TEXT; omit the other texts")
     found = find_model(name)
     start_libraries_for(found.model)
     from tf_mlm.inference.loaded import LoadedClassifier

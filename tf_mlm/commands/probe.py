@@ -10,7 +10,7 @@ from tf_mlm.errors import Refused
 from tf_mlm.inference.locate import FoundModel, find_model
 
 NAME = "probe"
-DESCRIPTION = "Measure what adapting gained: logistic regression on frozen features, before and after, from few labels."
+DESCRIPTION = "Compare the frozen features of an adapted and a starting model, by logistic regression on labeled texts."
 _FLAGS = {
     "--text-column": "data.text_column",
     "--label-column": "objective.label_column",
@@ -26,7 +26,7 @@ _FLAGS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="RUN_OR_MODEL", help="a run directory, a model directory or a name on the Hub")
     parser.add_argument("--baseline", metavar="MODEL", help="model to compare with [the starting model of the run]")
-    parser.add_argument("--dataset", required=True, metavar="NAME_OR_PATH", help="labeled texts")
+    parser.add_argument("--dataset", required=True, metavar="NAME_OR_PATH", help="dataset of labeled texts")
     for flag, name in _FLAGS.items():
         field = setting_fields()[name].default
         description = f"{field.description} [{field.default!r}]"
@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pooling", choices=("mean", "cls"), default="mean", help="mean over the tokens, or [CLS] [mean]"
     )
-    parser.add_argument("--num-draws", type=int, default=10, metavar="N", help="draws for each number of labels [10]")
+    parser.add_argument(
+        "--num-draws", type=int, default=10, metavar="N", help="random draws for each number of labels [10]"
+    )
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="directory for probe.json and probe.png [the run directory, if any]"
     )
