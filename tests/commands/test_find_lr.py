@@ -82,6 +82,7 @@ def test_each_loss_is_that_of_its_batch_alone(tensorflow: None) -> None:
     assert not Path("unused").exists()
 
 
+@pytest.mark.slow
 def test_steps_that_are_not_finite_end_the_test_as_a_blow_up(tensorflow: None) -> None:
     import tensorflow as tf
 
@@ -103,6 +104,7 @@ def test_steps_that_are_not_finite_end_the_test_as_a_blow_up(tensorflow: None) -
     assert "of 60, up to the rate 1.4e-4, where the loss or its gradient was not finite" in found.describe()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["classification", "token_classification"])
 def test_fine_tuning_objectives_are_tested_on_their_labels(finished_run: Path, capsys: Capture, objective: str) -> None:
     (write_classification if objective == "classification" else write_tags)(Path("texts"))
@@ -138,6 +140,7 @@ def test_the_next_command_quotes_its_values_and_replaces_the_rate() -> None:
     assert train_command(None, {}, 2e-6) == "python -m tf_mlm train --learning-rate 2e-06"
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_test_with_the_usual_line_and_leaves_no_file(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch, tensorflow: None
 ) -> None:
@@ -151,7 +154,11 @@ def test_a_signal_ends_the_test_with_the_usual_line_and_leaves_no_file(
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(range_test._StepLosses, "on_train_batch_end", interrupted)
-    assert main([*TINY_TEST]) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background process of a shell
+    try:
+        assert main([*TINY_TEST]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
     assert os.listdir() == ["tiny.toml"]
 

@@ -32,7 +32,7 @@ def test_pairs_are_truncated_as_by_the_tokenizer_the_longer_text_first(room: int
     assert list(zip(*(each.numpy().tolist() for each in found), strict=True)) == expected
 
 
-@pytest.fixture(scope="module", params=["token types of BERT", "one token type"])
+@pytest.fixture(scope="module", params=["token types of BERT", pytest.param("one token type", marks=pytest.mark.slow)])
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Any]:
     """A BERT that labels texts, its tokenizer, and its SavedModel."""
     tokenizer = build_tokenizer([" ".join(WORDS)] * 2, 100)

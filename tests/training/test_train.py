@@ -107,6 +107,7 @@ def test_an_epochs_loss_is_the_token_weighted_mean_of_its_steps(finished_run: Pa
     assert epoch["loss"] == pytest.approx(np.average(losses, weights=[2, 4, 3.7]), abs=0.02)
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_keeps_its_weights_also_when_the_run_is_resumed(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
