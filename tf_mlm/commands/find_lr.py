@@ -9,7 +9,7 @@ from typing import Any
 
 from tf_mlm.atomic_files import write_atomically
 from tf_mlm.commands.libraries import start_libraries
-from tf_mlm.commands.train import SHORT_FLAGS, add_settings
+from tf_mlm.commands.train import SHORT_FLAGS, add_settings, given_settings
 from tf_mlm.config import find_recipe, load_config
 from tf_mlm.errors import Refused
 
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise Refused(
             f"--max-learning-rate {highest:g}: must be greater than --min-learning-rate {lowest:g}, and at most 1"
         )
-    settings = {name: value for name, value in vars(arguments).items() if "." in name}
+    settings = given_settings(arguments)
     config = load_config(find_recipe(arguments.config) if arguments.config is not None else None, settings)
     _check_writable(arguments.plot)
     start_libraries(config, arguments.verbose)

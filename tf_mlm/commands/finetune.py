@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import copy
 from pathlib import Path
-from typing import Any
 
 from tf_mlm.commands import train
 from tf_mlm.config import Config, find_recipe, load_config
@@ -72,7 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
             raise Refused("finetune: no labeled data; pass --dataset")
     if (
         arguments.config is not None
-        and load_config(find_recipe(arguments.config), _overrides(arguments)).objective.name == "masked"
+        and load_config(find_recipe(arguments.config), train.given_settings(arguments)).objective.name == "masked"
     ):
         raise Refused(
             f"finetune --config {arguments.config}: objective.name is 'masked'; pass --task, or use tf-mlm train"
@@ -82,10 +81,6 @@ def run(arguments: argparse.Namespace) -> None:
     _repeat(arguments)
 
 
-def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {name: value for name, value in vars(arguments).items() if "." in name}
-
-
 def _repeat(arguments: argparse.Namespace) -> None:
     """Train with several seeds in subdirectories of the output directory, and summarize the results."""
     if arguments.plan or arguments.print_config or (arguments.resume is not None and arguments.output_dir is None):
@@ -93,7 +88,7 @@ def _repeat(arguments: argparse.Namespace) -> None:
     from tf_mlm.run.directory import new_run_path
     from tf_mlm.run.repeats import summarize, write_summary
 
-    config: Config = load_config(find_recipe(arguments.config), _overrides(arguments))
+    config: Config = load_config(find_recipe(arguments.config), train.given_settings(arguments))
     root: Path = arguments.output_dir or new_run_path(_RECIPE)
     if root.exists() and not root.is_dir():
         raise Refused(f"--output-dir {root}: is not a directory; choose another one")

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tf_mlm.commands.libraries import start_libraries_for
+from tf_mlm.commands.train import given_settings
 from tf_mlm.config import Config, ModelConfig, load_config, setting_fields
 from tf_mlm.errors import Refused
 from tf_mlm.inference.locate import FoundModel, find_model
@@ -51,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.output and arguments.output.exists() and not arguments.output.is_dir():
         raise Refused(f"--output {arguments.output}: is not a directory; choose another one")
     found = find_model(arguments.model)
-    overrides = {name: value for name, value in vars(arguments).items() if "." in name}
+    overrides = given_settings(arguments)
     config = load_config(None, overrides | {"data.dataset": arguments.dataset, "objective.name": "classification"})
     models = {"adapted": ModelConfig(name=found.model)}
     if starting := _starting_model(found, arguments.baseline):

@@ -68,6 +68,11 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         )
 
 
+def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were passed as flags: values by dotted name."""
+    return {name: value for name, value in vars(arguments).items() if "." in name}
+
+
 def _takes_several(field: Any) -> bool:
     return any(typing.get_origin(each) is tuple for each in (field.type, *typing.get_args(field.type)))
 
@@ -81,7 +86,7 @@ def _help(field: Any) -> str:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    overrides = {name: value for name, value in vars(arguments).items() if "." in name}
+    overrides = given_settings(arguments)
     arguments.config = find_recipe(arguments.config) if arguments.config is not None else None
     config = load_config(arguments.config, overrides)
     if arguments.resume not in (None, NEWEST) and arguments.output_dir is not None:
