@@ -207,11 +207,20 @@ def other_data(config: Config, data: DataConfig) -> Config:
 
 def _own_documents(config: Config) -> ScoredDocuments:
     corpus = load_corpus(config.data, config.training.seed)
-    share = f"the {100 * config.data.validation_fraction:.4g}% of {config.data.dataset} held out of training"
-    split = f"split {config.data.validation_split} of {config.data.dataset}, without training documents"
     return ScoredDocuments(
         corpus.validation,
         corpus.validation_fingerprint,
-        description=share if corpus.held_out else split,
+        description=describe_own_documents(config.data, corpus.held_out),
         num_in_training=0,
     )
+
+
+def describe_own_documents(config: DataConfig, held_out: bool) -> str:
+    """The validation documents of a run, for display.
+
+    Args:
+        held_out: whether they are a share of the training documents instead of a split.
+    """
+    if held_out:
+        return f"the {100 * config.validation_fraction:.4g}% of {config.dataset} held out of training"
+    return f"split {config.validation_split} of {config.dataset}, without training documents"

@@ -11,6 +11,7 @@ from tf_mlm.config import Config
 from tf_mlm.data.labeled import LabeledSplit, load_labeled, load_labeled_split
 from tf_mlm.data.labels import LabelCollator, draw_labeled
 from tf_mlm.data.pipeline import build_validation_dataset
+from tf_mlm.inference.evaluate import describe_own_documents
 from tf_mlm.model.loading import load_trained_label_model, objective_of
 from tf_mlm.model.metrics import metric_values, metrics_of
 
@@ -93,7 +94,5 @@ def evaluate_labels(config: Config, *, own_data: bool, train_hashes: np.ndarray 
 
 def _own_documents(config: Config) -> LabeledSplit:
     documents = load_labeled(config)
-    split = f"split {config.data.validation_split} of {config.data.dataset}, without training documents"
-    share = f"the {100 * config.data.validation_fraction:.4g}% of {config.data.dataset} held out of training"
-    description = share if documents.held_out else split
+    description = describe_own_documents(config.data, documents.held_out)
     return LabeledSplit(documents.validation, documents.validation_fingerprint, description, num_in_training=0)

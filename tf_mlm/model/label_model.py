@@ -13,7 +13,7 @@ from tf_mlm.model.label_metrics import ClassCounts, EntityCounts
 from tf_mlm.model.metrics import metrics_of
 from tf_mlm.model.training_step import TrainingStep
 
-_HEADS = {"classification": "ForSequenceClassification", "token_classification": "ForTokenClassification"}
+HEADS = {"classification": "ForSequenceClassification", "token_classification": "ForTokenClassification"}
 
 
 class LabelModel(TrainingStep):
@@ -73,6 +73,6 @@ def label_model_class(model_type: str, objective: str) -> Any:
     Raises:
         KeyError: the architecture is not supported.
     """
-    stock_name = architecture_of(model_type).stock_class_name.replace("ForMaskedLM", _HEADS[objective])
+    stock_name = architecture_of(model_type).stock_class_name.replace("ForMaskedLM", HEADS[objective])
     stock = getattr(transformers, stock_name)
     return type(stock_name.removeprefix("TF"), (LabelModel, stock), {"__module__": __name__})

@@ -13,7 +13,7 @@ from transformers.configuration_utils import PretrainedConfig
 from tf_mlm.config import ModelConfig
 from tf_mlm.errors import Refused
 from tf_mlm.model.architectures import ARCHITECTURES, max_sequence_length
-from tf_mlm.model.label_model import label_model_class
+from tf_mlm.model.label_model import HEADS, label_model_class
 from tf_mlm.model.masked_lm import model_class
 from tf_mlm.model.pretrained_files import PretrainedModel, find_weights
 from tf_mlm.model.protocol import MaskedLanguageModel
@@ -146,8 +146,7 @@ def objective_of(model_config: PretrainedConfig, class_name: str = "") -> str | 
         class_name: name of the model's class, if the config does not record it.
     """
     name = class_name or (model_config.architectures or [""])[0]
-    heads = {"ForSequenceClassification": "classification", "ForTokenClassification": "token_classification"}
-    return next((objective for head, objective in heads.items() if name.endswith(head)), None)
+    return next((objective for objective, head in HEADS.items() if name.endswith(head)), None)
 
 
 @contextlib.contextmanager

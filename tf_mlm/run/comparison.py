@@ -1,6 +1,5 @@
 """Compares runs: the settings that differ, their results, and their validation curves."""
 
-import io
 import itertools
 import json
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from tf_mlm.hub import Source
 from tf_mlm.model.metrics import LOSS, find_metric
 from tf_mlm.run.directory import RunDirectory
 from tf_mlm.run.events import Events
+from tf_mlm.run.plotting import as_png
 from tf_mlm.run.probe_results import ProbeResults, load_probe
 
 # With the text, these settings determine the validation loss of a model.
@@ -182,9 +182,7 @@ def plot_comparison(runs: list[ComparedRun]) -> bytes:
     if why_not_comparable(runs):
         warning = "not comparable: the runs have different validation data or masks"
         figure.supxlabel(warning, fontsize=9, color="#B00020")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
-    return buffer.getvalue()
+    return as_png(figure)
 
 
 def _show(name: str, value: Any) -> str:

@@ -1,6 +1,5 @@
 """The results of a probe: table, plot, JSON, and the section of the model card."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from tf_mlm.atomic_files import write_atomically
 from tf_mlm.errors import Refused
 from tf_mlm.hub import Source
 from tf_mlm.json_text import dump_json
+from tf_mlm.run.plotting import as_png
 
 FILE = "probe.json"
 _HEADING = "## Probe"
@@ -216,9 +216,7 @@ def plot_probe(results: ProbeResults) -> bytes:
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.tick_params(labelsize=9)
     figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize=9)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
-    return buffer.getvalue()
+    return as_png(figure)
 
 
 def _rows(results: ProbeResults) -> list[list[str]]:

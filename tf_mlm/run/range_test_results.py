@@ -1,6 +1,5 @@
 """The results of a learning rate range test: analysis of the losses, table, plot, JSON."""
 
-import io
 import math
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ from matplotlib.figure import Figure
 
 from tf_mlm.json_text import dump_json
 from tf_mlm.model.metrics import metrics_of
+from tf_mlm.run.plotting import as_png
 
 _LOSS, _STEEPEST, _BLOW_UP, _CONFIG = "#0072B2", "#009E73", "#D55E00", "#444444"  # Okabe and Ito
 _WINDOW = 1 / 30  # share of the planned steps in an average
@@ -236,9 +236,7 @@ def plot_range_test(results: RangeTestResults) -> bytes:
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.tick_params(labelsize=9)
     figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=9)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
-    return buffer.getvalue()
+    return as_png(figure)
 
 
 def _mark(axes: Axes, results: RangeTestResults, rate: float | None, name: str, marker: str, color: str) -> None:
