@@ -223,9 +223,12 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, config=_FORBID)
 class DistributionConfig:
-    strategy: Literal["auto", "none", "mirrored"] = _setting(
-        "auto", "auto mirrors the model on several GPUs; mirrored requires two devices"
+    strategy: Literal["auto", "none", "mirrored", "multi_worker"] = _setting(
+        "auto",
+        "auto uses the workers of TF_CONFIG or SLURM, or all GPUs; mirrored requires two devices, multi_worker two "
+        "workers",
     )
+    timeout_seconds: float = _setting(300.0, "seconds to wait for the other workers when training starts", gt=0)
 
 
 @dataclass(frozen=True, config=_FORBID)

@@ -31,6 +31,12 @@ class NonFiniteLoss(ArithmeticError):
         self.progress: Any = None
 
 
+class WorkerFailed(Exception):
+    """Another worker of a multi-worker training failed; the run continues from its last checkpoint when resumed."""
+
+    exit_code = 4
+
+
 class Interrupted(Exception):
     """SIGINT or SIGTERM arrived; a resumable checkpoint has been written."""
 

@@ -10,7 +10,8 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,12 +35,34 @@ class Precision(NamedTuple):
         return self.name if self.name == "float32" else f"mixed_{self.name}"
 
 
-def prepare(training: TrainingConfig, verbose: bool = False) -> None:
+def prepare(training: TrainingConfig, verbose: bool = False, connect: Callable[[], None] | None = None) -> None:
     """Set the environment and import TensorFlow, Keras 2 and transformers without their log output.
 
     Importing TensorFlow prints several lines at any log level. They are shown only if the import fails or `verbose` is
     true.
+
+    Args:
+        connect: connects the workers of a multi-worker training; called before the first operation.
     """
+    with importing_tensorflow(training, verbose):
+        import tensorflow as tf
+        import tf_keras  # noqa: F401
+        import transformers
+
+        if connect:
+            connect()
+        if number := int(os.environ.get("TF_MLM_LOGICAL_DEVICES", 0)):  # for tests of several devices
+            cpu = tf.config.list_physical_devices("CPU")[0]
+            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * number)
+        tf.zeros(1)  # the first operation initializes the devices and logs them
+    if not verbose:
+        tf.get_logger().setLevel("ERROR")
+        transformers.logging.set_verbosity_error()
+
+
+@contextlib.contextmanager
+def importing_tensorflow(training: TrainingConfig, verbose: bool = False) -> Iterator[None]:
+    """Set the environment that TensorFlow and the Hugging Face libraries read, and import them in the block."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if verbose else "3")
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # transformers' TF models are Keras 2 models
     os.environ.setdefault("USE_TORCH", "0")  # an installed PyTorch is not imported
@@ -55,17 +78,7 @@ def prepare(training: TrainingConfig, verbose: bool = False) -> None:
     if training.xla != "off" and not has_nvidia_gpu() and _ELEMENT_WISE_CLUSTERS not in flags:
         os.environ["TF_XLA_FLAGS"] = f"{flags} {_ELEMENT_WISE_CLUSTERS}".strip()
     with contextlib.nullcontext() if verbose else captured_stderr():
-        import tensorflow as tf
-        import tf_keras  # noqa: F401
-        import transformers
-
-        if number := int(os.environ.get("TF_MLM_LOGICAL_DEVICES", 0)):  # for tests of several devices
-            cpu = tf.config.list_physical_devices("CPU")[0]
-            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * number)
-        tf.zeros(1)  # the first operation initializes the devices and logs them
-    if not verbose:
-        tf.get_logger().setLevel("ERROR")
-        transformers.logging.set_verbosity_error()
+        yield
 
 
 def require_writable_cache() -> None:
@@ -191,9 +204,40 @@ def clusters_element_wise_ops() -> bool:
     return any(node.op == "_XlaRun" for graph in graphs for node in graph.node)
 
 
+@dataclass(frozen=True)
+class Workers:
+    """The connected workers of a multi-worker training.
+
+    Attributes:
+        strategy: the `tf.distribute` strategy.
+        number: number of workers.
+        index: number of this worker; worker 0 is the chief.
+    """
+
+    strategy: Any
+    number: int
+    index: int
+
+
+_workers: Workers | None = None  # TensorFlow connects a process once
+
+
+def use_workers(strategy: Any, number: int, index: int) -> None:
+    """Train with these workers from now on."""
+    global _workers
+    _workers = Workers(strategy, number, index)
+
+
 def choose_strategy(requested: str) -> Any:
-    """The `tf.distribute` strategy: the default one, or a mirrored one over all GPUs (all logical CPUs if none)."""
+    """The `tf.distribute` strategy.
+
+    The one over all workers if they are connected; else the default one, or a mirrored one over all GPUs (all logical
+    CPUs if none).
+    """
     import tensorflow as tf
+
+    if _workers:
+        return _workers.strategy
 
     gpus = tf.config.list_logical_devices("GPU")
     if requested == "mirrored" or (requested == "auto" and len(gpus) > 1):
@@ -218,15 +262,23 @@ def versions() -> dict[str, str]:
 
 
 class Machine(NamedTuple):
-    """Precision, XLA mode and devices of a training.
+    """Precision, XLA mode, devices and workers of a training.
 
     Attributes:
         strategy: the `tf.distribute` strategy.
+        num_workers: number of processes that train together.
+        worker: number of this process; worker 0 is the chief, which writes the run directory.
     """
 
     precision: Precision
     xla: XLA
     strategy: Any
+    num_workers: int = 1
+    worker: int = 0
+
+    @property
+    def is_chief(self) -> bool:
+        return self.worker == 0
 
 
 def set_up(config: Config) -> Machine:
@@ -248,4 +300,5 @@ def set_up(config: Config) -> Machine:
             f"training.batch_size = {training.batch_size}: must be a multiple of {parts} (training.accumulate_steps x "
             f"{strategy.num_replicas_in_sync} devices)"
         )
-    return Machine(precision, choose_xla(training.xla), strategy)
+    workers = _workers or Workers(strategy, 1, 0)
+    return Machine(precision, choose_xla(training.xla), strategy, workers.number, workers.index)

@@ -1,10 +1,14 @@
-"""Train with tf_mlm and its defaults: the job and the `fit` of `train.py`."""
+"""Train with tf_mlm and its defaults: the job and the `fit` of `train.py`, on the workers of TF_CONFIG if it is set."""
 
+import functools
+import time
 from pathlib import Path
+from statistics import median
 
 from measure import StepClock, keras_callback, parse_arguments
 
 from tf_mlm import runtime
+from tf_mlm.cluster import create_strategy, find_cluster, join, welcome
 from tf_mlm.config import Config, DataConfig, ModelConfig, TrainingConfig
 
 arguments = parse_arguments(
@@ -26,19 +30,54 @@ config = Config(
         xla=arguments.xla,
     ),
 )
-runtime.prepare(config.training)
+cluster = find_cluster(config)
+meeting = None
+if cluster and cluster.is_chief:
+    meeting = welcome(cluster, config, {}, {})
+elif cluster:
+    meeting, _ = join(cluster, config.distribution, {})
+connect = functools.partial(create_strategy, cluster, config.distribution, meeting) if meeting else None
+runtime.prepare(config.training, connect=connect)
 
 import numpy as np
+import tensorflow as tf
 import tf_keras as keras
 
+from tf_mlm.run.checkpoint import Progress
 from tf_mlm.run.directory import RunDirectory
 from tf_mlm.training.train import build_job
+
+
+def time_exchange(model, strategy, repeats: int = 3) -> float:
+    """Median seconds to sum gradients of the model's size over all replicas, without any other computation."""
+
+    @tf.function(autograph=False)
+    def exchange() -> list:
+        def add() -> list:
+            gradients = [tf.zeros(variable.shape) for variable in model.trainable_variables]
+            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+
+        return strategy.run(add)
+
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        exchange()[0].numpy()
+        seconds.append(time.perf_counter() - start)
+    return median(seconds[1:])  # without the first call, which traces
+
 
 job = build_job(config, RunDirectory(Path("unused")))  # creates no directory
 if arguments.write_sequences:
     np.save(arguments.write_sequences, job.data.train.input_ids[job.data.train_rows])
     raise SystemExit
-batches = job.data.train_dataset(config, job.tokenizer, job.length.epochs)
+batches = job.train_dataset(Progress(0, (0.0, 0.0), 0, 0.0, ""))
 callbacks = [keras_callback(keras.callbacks.Callback, clock)]
 job.model.fit(batches, steps_per_epoch=clock.total_steps, callbacks=callbacks, verbose=0)
-clock.report(parameters=job.model.count_params(), precision=job.machine.precision.name, xla=str(job.machine.xla))
+exchange_seconds = time_exchange(job.model, job.machine.strategy) if cluster else None
+clock.report(
+    exchange_seconds=exchange_seconds,
+    parameters=job.model.count_params(),
+    precision=job.machine.precision.name,
+    xla=str(job.machine.xla),
+)

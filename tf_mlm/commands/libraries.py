@@ -1,18 +1,27 @@
 """Imports TensorFlow and the Hugging Face libraries, after checking the connection to the Hub."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tf_mlm import hub, runtime
 from tf_mlm.config import Config, TrainingConfig
 from tf_mlm.hub import Source
 
 
-def start_libraries(config: Config, verbose: bool = False, other_models: Sequence[str] = ()) -> None:
-    """Import the libraries for a training or an evaluation with `config`, which also loads `other_models`."""
+def start_libraries(
+    config: Config,
+    verbose: bool = False,
+    other_models: Sequence[str] = (),
+    connect: Callable[[], None] | None = None,
+) -> None:
+    """Import the libraries for a training or an evaluation with `config`, which also loads `other_models`.
+
+    Args:
+        connect: connects the workers of a multi-worker training.
+    """
     sources = [config.model.source] if config.model.name else []
     sources += map(Source.of, other_models)
     sources += [config.data.source] if config.data.dataset != "sample" else []
-    _start(sources, config.training, verbose)
+    _start(sources, config.training, verbose, connect)
 
 
 def start_libraries_for(*models: str) -> None:
@@ -20,7 +29,9 @@ def start_libraries_for(*models: str) -> None:
     _start(list(map(Source.of, models)), TrainingConfig(xla="off"), verbose=False)
 
 
-def _start(sources: list[Source], training: TrainingConfig, verbose: bool) -> None:
+def _start(
+    sources: list[Source], training: TrainingConfig, verbose: bool, connect: Callable[[], None] | None = None
+) -> None:
     if any(source.path is None for source in sources):
         hub.connect()
-    runtime.prepare(training, verbose)
+    runtime.prepare(training, verbose, connect)

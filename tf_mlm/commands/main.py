@@ -23,7 +23,7 @@ from tf_mlm.commands import (
     train,
 )
 from tf_mlm.config import suggest
-from tf_mlm.errors import Interrupted, NonFiniteLoss, Refused
+from tf_mlm.errors import Interrupted, NonFiniteLoss, Refused, WorkerFailed
 
 COMMANDS: tuple[Any, ...] = (
     train,
@@ -122,7 +122,7 @@ def _run(command: Callable[[list[str]], None], argv: list[str] | None) -> int:
         _print_line(f"{error}")
         sys.last_value = error  # keeps the objects of the run until `leave`: releasing them can take long
         return error.exit_code
-    except (Refused, NonFiniteLoss) as error:
+    except (Refused, NonFiniteLoss, WorkerFailed) as error:
         _print_line(f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt:

@@ -9,7 +9,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from tf_mlm.cluster import Cluster, find_cluster
 from tf_mlm.commands.libraries import start_libraries
+from tf_mlm.commands.multi_worker import train_for_chief, train_together
 from tf_mlm.config import Config, dump_config, find_recipe, load_config, setting_fields
 from tf_mlm.errors import HubOutOfReach, Refused
 from tf_mlm.hub import Source
@@ -24,7 +26,13 @@ SHORT_FLAGS = {
     "--dataset": "data.dataset",
     "--seed": "training.seed",
 }
-_MAY_CHANGE_ON_RESUME = ("training.log_every", "checkpoint.every_minutes", "checkpoint.every_steps", "checkpoint.keep")
+_MAY_CHANGE_ON_RESUME = (
+    "training.log_every",
+    "checkpoint.every_minutes",
+    "checkpoint.every_steps",
+    "checkpoint.keep",
+    "distribution.timeout_seconds",
+)
 _PATHS = ("model.name", "data.dataset")
 NEWEST = Path("<newest>")  # --resume without RUN
 
@@ -117,6 +125,10 @@ def run(arguments: argparse.Namespace) -> None:
 def _train_or_resume(config: Config, arguments: argparse.Namespace, overrides: dict[str, Any]) -> None:
     from tf_mlm.run.directory import RunDirectory, new_run_path, newest_unfinished_run
 
+    cluster = None if arguments.plan else find_cluster(config)
+    given = {"--config": str(arguments.config or ""), **overrides}
+    if cluster and not cluster.is_chief:
+        return train_for_chief(cluster, config, given, verbose=arguments.verbose)
     name = arguments.config.stem if arguments.config else "imdb"
     path = arguments.output_dir or new_run_path(name)
     if arguments.resume is not None:
@@ -129,18 +141,22 @@ def _train_or_resume(config: Config, arguments: argparse.Namespace, overrides: d
                     "directory, or start a run without --resume"
                 )
         if arguments.resume != NEWEST or (resumed / "config.toml").exists():
-            return _resume(resumed, arguments, overrides)
-    start_libraries(config, arguments.verbose)
-    from tf_mlm.training.train import plan, train
-
+            return _resume(resumed, arguments, overrides, cluster)
     if arguments.plan:
-        return plan(config, RunDirectory(path))
+        return _plan(config, RunDirectory(path), arguments.verbose)
     run = RunDirectory.create(path)
     with run.discarded_if_refused():
-        train(config, run)
+        train_together(cluster, config, run, given, verbose=arguments.verbose)
 
 
-def _resume(path: Path, arguments: argparse.Namespace, overrides: dict[str, Any]) -> None:
+def _plan(config: Config, run: Any, verbose: bool) -> None:
+    start_libraries(run.locate(config), verbose)
+    from tf_mlm.training.train import plan
+
+    plan(config, run)
+
+
+def _resume(path: Path, arguments: argparse.Namespace, overrides: dict[str, Any], cluster: Cluster | None) -> None:
     from tf_mlm.run.directory import RunDirectory
 
     run = RunDirectory.open(path)
@@ -155,12 +171,10 @@ def _resume(path: Path, arguments: argparse.Namespace, overrides: dict[str, Any]
             shutil.rmtree(run.checkpoints_path, ignore_errors=True)  # a kill may have left checkpoints
             print(f"{path} is a finished run; nothing to do; {continuation}")
             return
-        start_libraries(run.locate(config), arguments.verbose)
-        from tf_mlm.training.train import plan, train
-
         if arguments.plan:
-            return plan(config, run)
-        train(config, run)
+            return _plan(config, run, arguments.verbose)
+        given = {"--config": str(arguments.config or ""), **overrides}
+        train_together(cluster, config, run, given, verbose=arguments.verbose)
     finally:
         run.release()
 

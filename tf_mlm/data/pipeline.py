@@ -1,7 +1,7 @@
 """Sequences to batches: the order of each epoch, and the `tf.data` pipeline for `model.fit`."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset
@@ -15,6 +15,20 @@ Collator = Callable[[list[dict[str, int]]], dict[str, np.ndarray]]
 """Maps rows of (epoch, index) to a batch with `labels`; an index of -1 gives a filler row without labels."""
 
 _SHUFFLE_STREAM = 1  # separates these random numbers from others drawn with the same seed
+
+
+class Share(NamedTuple):
+    """The rows of each batch that one worker reads.
+
+    Attributes:
+        first: position of the first row in the batch of all workers.
+        end: position after the last row.
+        batch_size: rows of a replica of the worker; divides the number of rows.
+    """
+
+    first: int
+    end: int
+    batch_size: int
 
 
 def steps_per_epoch(num_sequences: int, batch_size: int) -> int:
@@ -61,12 +75,20 @@ def rows_of_batch(rows: np.ndarray, batch_size: int, seed: int, batch: int) -> n
 
 
 def build_train_dataset(
-    collator: Collator, rows: np.ndarray, *, batch_size: int, seed: int, epochs: int, first_batch: int = 0
+    collator: Collator,
+    rows: np.ndarray,
+    *,
+    batch_size: int,
+    seed: int,
+    epochs: int,
+    first_batch: int = 0,
+    share: Share | None = None,
 ) -> Any:
     """Batches of all epochs, shuffled within each epoch, starting at `first_batch`; earlier batches are never read.
 
     Args:
         rows: int64 [num_sequences], the rows of the collator's matrix to train on.
+        share: the rows of each batch to read; None for all.
 
     Returns:
         `tf.data.Dataset` of ({input_ids, attention_mask, ...}, labels), each int32 [batch_size, length]. It repeats
@@ -78,18 +100,28 @@ def build_train_dataset(
     for epoch in range(first_batch * batch_size // per_epoch, epochs):
         table_index[epoch, : len(rows)] = rows[epoch_order(len(rows), seed, epoch + 1)]
     first_row = first_batch * batch_size
-    return _to_tf_dataset(collator, table_epoch[first_row:], table_index.reshape(-1)[first_row:], batch_size).repeat()
+    table = table_epoch[first_row:], table_index.reshape(-1)[first_row:]
+    return _to_tf_dataset(collator, *table, batch_size, share).repeat()
 
 
-def build_validation_dataset(collator: Collator, rows: np.ndarray, *, batch_size: int) -> Any:
+def build_validation_dataset(
+    collator: Collator, rows: np.ndarray, *, batch_size: int, share: Share | None = None
+) -> Any:
     """One pass over `rows` in order; shapes and dtypes as in `build_train_dataset`."""
     index = np.full(steps_per_epoch(len(rows), batch_size) * batch_size, -1, np.int32)
     index[: len(rows)] = rows
-    return _to_tf_dataset(collator, np.zeros_like(index), index, batch_size)
+    return _to_tf_dataset(collator, np.zeros_like(index), index, batch_size, share)
 
 
-def _to_tf_dataset(collator: Collator, epoch: np.ndarray, index: np.ndarray, batch_size: int) -> Any:
+def _to_tf_dataset(
+    collator: Collator, epoch: np.ndarray, index: np.ndarray, batch_size: int, share: Share | None
+) -> Any:
     import tensorflow as tf
+
+    if share:
+        in_share = slice(share.first, share.end)
+        epoch, index = (column.reshape(-1, batch_size)[:, in_share].reshape(-1) for column in (epoch, index))
+        batch_size = share.batch_size
 
     table = Dataset.from_dict({"epoch": epoch, "index": index}).with_format("numpy")
     batches = table.to_tf_dataset(

@@ -14,6 +14,7 @@ from tf_mlm.data.corpus import Corpus
 from tf_mlm.data.masking import MaskingCollator
 from tf_mlm.data.pipeline import (
     Collator,
+    Share,
     build_collator,
     build_train_dataset,
     build_validation_dataset,
@@ -49,7 +50,12 @@ class PreparedData(ABC):
         """The collator of the training or the validation sequences."""
 
     def train_dataset(
-        self, config: Config, tokenizer: PreTrainedTokenizerFast, epochs: int, first_batch: int = 0
+        self,
+        config: Config,
+        tokenizer: PreTrainedTokenizerFast,
+        epochs: int,
+        first_batch: int = 0,
+        share: Share | None = None,
     ) -> Any:
         """Batches of `train_rows`: see `build_train_dataset`."""
         return build_train_dataset(
@@ -59,14 +65,16 @@ class PreparedData(ABC):
             seed=config.training.seed,
             epochs=epochs,
             first_batch=first_batch,
+            share=share,
         )
 
-    def validation_dataset(self, config: Config, tokenizer: PreTrainedTokenizerFast) -> Any:
+    def validation_dataset(self, config: Config, tokenizer: PreTrainedTokenizerFast, share: Share | None = None) -> Any:
         """One pass over `validation_rows`: see `build_validation_dataset`."""
         return build_validation_dataset(
             self.collator(config, tokenizer, validation=True),
             self.validation_rows,
             batch_size=config.training.batch_size,
+            share=share,
         )
 
     def count_tokens(self, config: Config, first_batch: int, end_batch: int) -> int:

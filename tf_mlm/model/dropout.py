@@ -1,18 +1,22 @@
-"""Dropout as a function of (seed, step, layer), without random state.
+"""Dropout as a function of (seed, step, layer, example), without random state.
 
-Keras' layers draw from stateful generators, whose state a resumed run cannot restore.
+Keras' layers draw from stateful generators, whose state a resumed run cannot restore. Here each example of a batch has
+the same dropout on any number of replicas and with any `accumulate_steps`.
 """
 
+import math
 from collections import Counter
 
 import tensorflow as tf
 import tf_keras as keras
 
 _LEVELS = 2**16
+_ELEMENTS_PER_BLOCK = 8  # a block of the Philox generator is four uint32, each split into two uint16
+_PHILOX = 1  # number of the algorithm in TensorFlow's operations
 
 
 class ForwardPass:
-    """The current update and the current part of its batch, shared by the Dropout layers of a model.
+    """The current update and the examples of the current pass, shared by the Dropout layers of a model.
 
     Args:
         step: int64 variable that counts the updates.
@@ -20,29 +24,47 @@ class ForwardPass:
 
     def __init__(self, step: tf.Variable):
         self.step = step
-        self._part: int | tf.Tensor = 0
+        self._first_example: int | tf.Tensor = 0
         self._calls: Counter[int] = Counter()
 
-    def begin(self, part: int | tf.Tensor) -> None:
-        """Start a pass over part number `part` of the batch, an int or an int32 scalar."""
-        self._part = part
+    def begin(self, first_example: int | tf.Tensor) -> None:
+        """Start a pass.
+
+        Args:
+            first_example: position of the first example of the pass in the batch of all replicas, an int or an int32
+                scalar.
+        """
+        self._first_example = first_example
         self._calls.clear()
 
-    def draw_seed(self, layer: int, key: int) -> tf.Tensor:
-        """A seed, int64 [2], that differs between steps, replicas, layers, parts, and calls of a layer within a pass.
+    def draw_bits(self, layer: int, key: int, num_examples: int | tf.Tensor, num_blocks: int) -> tf.Tensor:
+        """Random bits, uint16 [num_examples, num_blocks * 8].
+
+        They differ between steps, layers, examples, and calls of a layer within a pass.
 
         Args:
             layer: number of the layer in the model.
             key: key of the layer, below 2**31.
+            num_blocks: blocks of the generator that an example needs.
         """
         # ALBERT applies the same layers repeatedly.
         call = self._calls[layer]
         self._calls[layer] += 1
-        context = tf.distribute.get_replica_context()
-        replica = tf.cast(context.replica_id_in_sync_group if context else 0, tf.int64)
-        part = tf.cast(self._part, tf.int64)
         # Each number has separate bits, so that different combinations have different seeds.
-        return tf.stack([tf.cast(self.step, tf.int64) + replica * 2**40, key + part * 2**31 + call * 2**51])
+        seed = tf.stack([tf.cast(self.step, tf.int64), tf.constant(key + call * 2**51, tf.int64)])
+        generator_key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
+        if not (isinstance(self._first_example, int) and self._first_example == 0):
+            # The counter numbers the blocks, so that an example has the same blocks in any pass that contains it.
+            skipped = tf.cast(self._first_example, tf.uint64) * tf.constant(num_blocks, tf.uint64)
+            counter += tf.stack([skipped, tf.zeros([], tf.uint64)])
+        words = tf.raw_ops.StatelessRandomUniformFullIntV2(
+            shape=tf.reshape(num_examples * (num_blocks * _ELEMENTS_PER_BLOCK // 2), [1]),
+            key=generator_key,
+            counter=counter,
+            alg=_PHILOX,
+            dtype=tf.uint32,
+        )
+        return tf.reshape(tf.bitcast(words, tf.uint16), [num_examples, num_blocks * _ELEMENTS_PER_BLOCK])
 
 
 class StepDropout:
@@ -66,13 +88,17 @@ class StepDropout:
         """Does nothing. Keras calls it when the layer is built, for its generator to create a variable."""
 
     def dropout(self, inputs: tf.Tensor, rate: float, noise_shape: object = None) -> tf.Tensor:
-        """`inputs` with a share `rate` of the elements set to 0 and the others scaled by 1 / (1 - rate)."""
+        """`inputs` with a share `rate` of the elements set to 0 and the others scaled by 1 / (1 - rate).
+
+        Args:
+            inputs: [batch, ...]; all dimensions except the first one are static.
+        """
         assert noise_shape is None, "masks shared along an axis are not supported"
         shape = tf.shape(inputs) if None in inputs.shape else inputs.shape
-        size = tf.reduce_prod(shape)
-        seed = self._pass.draw_seed(self._layer, self._key)
-        words = tf.random.stateless_uniform([(size + 1) // 2], seed, None, None, tf.uint32, alg="philox")
-        bits = tf.reshape(tf.reshape(tf.bitcast(words, tf.uint16), [-1])[:size], shape)
+        num_elements = math.prod(inputs.shape[1:])  # of an example
+        num_blocks = -(-num_elements // _ELEMENTS_PER_BLOCK)
+        bits = self._pass.draw_bits(self._layer, self._key, shape[0], num_blocks)
+        bits = tf.reshape(bits[:, :num_elements], shape)
         dropped = round(rate * _LEVELS)
         keep = tf.cast(bits, tf.int32) >= dropped
         return tf.where(keep, inputs * tf.cast(_LEVELS / (_LEVELS - dropped), inputs.dtype), tf.zeros([], inputs.dtype))

@@ -147,8 +147,18 @@ class AveragedMetrics:
         import tensorflow as tf
         import tf_keras as keras
 
+        class Average(keras.metrics.Mean):
+            """Has the same sums on all replicas, because `add` receives sums over all of them."""
+
+            def add_weight(self, name: str, **options: Any) -> Any:
+                options |= {
+                    "synchronization": tf.VariableSynchronization.ON_WRITE,
+                    "aggregation": tf.VariableAggregation.NONE,
+                }
+                return super().add_weight(name, **options)
+
         self._averaged = [(metric.name, metric.per_token) for metric in table if metric.per_token]
-        self.all = [keras.metrics.Mean(name, dtype=tf.float64) for name, _ in self._averaged]
+        self.all = [Average(name, dtype=tf.float64) for name, _ in self._averaged]
         self.not_averaged = not_averaged
 
     def names(self) -> list[str]:
@@ -181,7 +191,7 @@ class AveragedMetrics:
         return tf.stack([*sums, tf.reduce_sum(weights)])
 
     def add(self, sums: Any) -> None:
-        """Add the sums of a batch."""
+        """Add the sums of a batch, over all replicas."""
         by_name = self.by_name(sums)
         for metric in self.all:
             metric.total.assign_add(by_name[metric.name])
@@ -193,10 +203,7 @@ class AveragedMetrics:
 
 
 def total_and_count(metric: Any) -> tuple[float, float]:
-    """The sum and the number of tokens of a Keras `Mean`, over all replicas.
-
-    Under a mirrored strategy both are `SyncOnReadVariable`s, which `float` refuses.
-    """
+    """The sum and the number of tokens of one of `AveragedMetrics.all`."""
     import tensorflow as tf
 
     return float(tf.convert_to_tensor(metric.total)), float(tf.convert_to_tensor(metric.count))

@@ -13,6 +13,7 @@ import tf_keras as keras
 from tf_mlm.data.masking import IGNORE_INDEX
 from tf_mlm.model.dropout import use_step_dropout
 from tf_mlm.model.metrics import LOSS, AveragedMetrics, Metric
+from tf_mlm.model.stop_request import STOP_REQUEST, build_stop_request
 
 
 class TrainingStep(keras.Model):
@@ -62,6 +63,8 @@ class TrainingStep(keras.Model):
         self._averages = AveragedMetrics(metrics, validation_metrics)
         self._first_position: tuple[int, int] | None = None
         self._forward_pass = use_step_dropout(self, seed, optimizer.iterations)
+        self._distribute_reduction_method = "first"  # the results are the same on all replicas
+        self.stop_request = build_stop_request()
 
     def label_outputs(
         self, features: dict[str, tf.Tensor], labels: tf.Tensor, training: bool
@@ -125,10 +128,10 @@ class TrainingStep(keras.Model):
         num_labels = tf.maximum(replica.all_reduce(tf.distribute.ReduceOp.SUM, num_labels), 1.0)
         gradients, sums = self._accumulate_gradients(features, labels, num_labels)
         gradients = replica.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+        sums = replica.all_reduce(tf.distribute.ReduceOp.SUM, sums)
         norm = tf.linalg.global_norm(gradients)
-        # A non-finite loss can have a finite gradient, and each replica has its own loss.
-        loss = replica.all_reduce(tf.distribute.ReduceOp.SUM, self._averages.by_name(sums)[LOSS.name])
-        norm = tf.where(tf.math.is_finite(loss), norm, float("nan"))
+        # A non-finite loss can have a finite gradient.
+        norm = tf.where(tf.math.is_finite(self._averages.by_name(sums)[LOSS.name]), norm, float("nan"))
         is_finite = tf.math.is_finite(norm)
         if self._clip_norm:
             gradients, _ = tf.clip_by_global_norm(gradients, self._clip_norm, use_norm=norm)
@@ -137,7 +140,7 @@ class TrainingStep(keras.Model):
             is_bad &= self.optimizer.loss_scale <= 1.0
         self._apply_gradients(gradients, is_finite)
         self._averages.add(tf.where(is_finite, sums, tf.zeros_like(sums)))
-        return self._averages.results() | {"bad_step": tf.cast(is_bad, tf.float32)}
+        return self._averages.results() | {"bad_step": tf.cast(is_bad, tf.float32)} | self._stop_requests()
 
     def _apply_gradients(self, gradients: list[tf.Tensor], is_finite: tf.Tensor) -> None:
         """Apply the gradients, already summed over the replicas, if `is_finite`."""
@@ -168,7 +171,8 @@ class TrainingStep(keras.Model):
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
         """The `label_outputs` of a validation batch, which are added to the averaged metrics."""
         losses, logits, slot_labels, weights = self.label_outputs(features, labels, training=False)
-        self._averages.add(self._averages.sums(losses, logits, slot_labels, weights))
+        sums = self._averages.sums(losses, logits, slot_labels, weights)
+        self._averages.add(tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, sums))
         return losses, logits, slot_labels, weights
 
     def test_step(self, data: tuple[dict[str, tf.Tensor], tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -177,14 +181,20 @@ class TrainingStep(keras.Model):
         for metric in self._averages.not_averaged:
             metric.update_state(slot_labels, tf.argmax(logits, -1, output_type=tf.int32), weights)
             results |= metric.result()
-        return results
+        return results | self._stop_requests()
+
+    def _stop_requests(self) -> dict[str, tf.Tensor]:
+        return {STOP_REQUEST: self.stop_request.total()} if self.stop_request else {}
 
     def _accumulate_gradients(
         self, features: dict[str, tf.Tensor], labels: tf.Tensor, num_labels: tf.Tensor
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
         """Gradients of the batch's loss, and the sums for the metrics, over `accumulate_steps` parts in turn."""
+        first_example: Any = 0  # of this replica, in the batch of all replicas
+        if self.distribute_strategy.num_replicas_in_sync > 1:
+            first_example = tf.distribute.get_replica_context().replica_id_in_sync_group * labels.shape[0]
+        self._forward_pass.begin(first_example)
         if self._accumulate_steps == 1:
-            self._forward_pass.begin(0)
             return self._gradients(features, labels, num_labels)
         # Otherwise the last rows would be missing from the gradient although `num_labels` counts their labels.
         assert labels.shape[0] and labels.shape[0] % self._accumulate_steps == 0, (labels.shape, self._accumulate_steps)
@@ -196,7 +206,7 @@ class TrainingStep(keras.Model):
                 # other float bits than later, so that a resumed run would differ.
                 return tf.gather(tf.reshape(value, [-1, size, value.shape[1]]), part)
 
-            self._forward_pass.begin(part)
+            self._forward_pass.begin(first_example + part * size)
             gradients, sums_of_part = self._gradients(tf.nest.map_structure(rows, features), rows(labels), num_labels)
             addends = [*gradients, sums_of_part]
             return [part + 1, *(total + addend for total, addend in zip(totals, addends, strict=True))]
@@ -206,7 +216,7 @@ class TrainingStep(keras.Model):
         _, *total_gradients, total_sums = tf.while_loop(
             lambda part, *_: part < self._accumulate_steps, add_part, [tf.constant(0), *zeros], parallel_iterations=1
         )
-        self._forward_pass.begin(0)  # `part` is a tensor of the loop, invalid outside it
+        self._forward_pass.begin(first_example)  # `part` is a tensor of the loop, invalid outside it
         return total_gradients, total_sums
 
     def _gradients(

@@ -24,21 +24,22 @@ def begin(job: Job, progress: Progress) -> None:
     Raises:
         Refused: the disk is too small, or the loss before training is not finite.
     """
-    job.run.check_disk(disk_bytes(job))
-    job.run.write_environment(_environment(job, progress))
+    is_chief = job.machine.is_chief
+    if is_chief:
+        job.run.check_disk(disk_bytes(job))
+        job.run.write_environment(_environment(job, progress))
     if progress.metrics_bytes == 0:
         print("validating the model before training", flush=True)
         start = _start_event(job)
-        save_best_model(job.model, job.tokenizer, job.run.model_path)
-        job.run.write_train_hashes(job.data.train_hashes)
+        if is_chief:
+            save_best_model(job.model, job.tokenizer, job.run.model_path)
+            job.run.write_train_hashes(job.data.train_hashes)
         job.run.append_event(start)
 
 
 def _start_event(job: Job) -> StartEvent:
     config, length = job.config, job.length
-    validation = metric_values(
-        job.model.evaluate(job.validation_dataset, verbose=0, return_dict=True), objective=config.objective.name
-    )
+    validation = metric_values(job.evaluate(), objective=config.objective.name)
     if not math.isfinite(validation[LOSS.name]):
         raise Refused(
             f"model.name = {config.model.name!r}: the loss before training is not finite, because the weights are "
@@ -71,6 +72,7 @@ def _environment(job: Job, progress: Progress) -> dict[str, Any]:
         "xla": machine.xla.mode,
         "xla_reason": machine.xla.reason,
         "num_replicas": machine.strategy.num_replicas_in_sync,
+        "num_workers": machine.num_workers,
         "num_parameters": job.model.count_params(),
         "new_weights": job.newly_initialized,
         "data": job.data.facts,

@@ -16,6 +16,9 @@ def fingerprint(job: Job) -> str:
     decisive = asdict(job.config)
     decisive.pop("checkpoint")
     decisive["training"].pop("log_every")
+    # A run may continue on another number of workers.
+    strategy = decisive["distribution"]["strategy"]
+    decisive["distribution"] = {"strategy": "auto" if strategy == "multi_worker" else strategy}
     decisive["data"].pop("dataset")
     decisive["model"].pop("name")
     # Settings that were added later are omitted at their defaults, so that older runs can be resumed.

@@ -37,8 +37,9 @@ class FitContext:
         self._board = TensorBoardFiles(run.tensorboard_path, events)
         self._signals = StopSignals()
         self._curves = Curves(run)
+        is_chief = job.machine.is_chief
         log = MetricsLog(
-            [run.append_event, self._board.write, self._lines.show],
+            [run.append_event, self._board.write, *([self._lines.show] if is_chief else [])],
             progress=progress,
             schedule=job.schedule,
             count_tokens=lambda first, end: job.count_tokens(progress, first, end),
@@ -51,13 +52,19 @@ class FitContext:
             matmul_peak=events.start.matmul_peak_tokens_per_second if events.start else None,
         )
         self._checkpoints = Checkpoints(
-            run, log, self._signals, config.checkpoint, steps_per_epoch=length.steps_per_epoch, progress=progress
+            run,
+            log,
+            self._signals,
+            config.checkpoint,
+            steps_per_epoch=length.steps_per_epoch,
+            progress=progress,
+            machine=job.machine,
         )
+        best_model = BestModel(run.model_path, job.tokenizer, events.best.val_loss if events.best else math.inf)
         self.callbacks = [
             ResumedEpoch(progress, length.steps_per_epoch, job.model),  # first: the log reads the restored sums
             log,  # writes the events that the callbacks below read
-            BestModel(run.model_path, job.tokenizer, events.best.val_loss if events.best else math.inf),
-            self._curves,
+            *([best_model, self._curves] if is_chief else []),
             self._lines,
             EarlyStopping(run, config.training.early_stopping_patience),
             *user_callbacks,
@@ -79,7 +86,7 @@ class FitContext:
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         with self._stack:
-            if isinstance(error, Interrupted | NonFiniteLoss):
+            if isinstance(error, Interrupted | NonFiniteLoss) and self._job.machine.is_chief:
                 self._curves.draw()
             if isinstance(error, NonFiniteLoss):
                 error.progress = self.progress()
@@ -100,7 +107,7 @@ class FitContext:
         logs = metric_values(metric_results(job.model), objective=job.config.objective.name)
         every = keras.callbacks.CallbackList(self.callbacks, model=job.model)
         every.on_epoch_begin(len(epochs))
-        results = job.model.evaluate(job.validation_dataset, verbose=0, return_dict=True, callbacks=every)
+        results = job.evaluate(callbacks=every)
         every.on_epoch_end(len(epochs), logs | {f"val_{name}": value for name, value in results.items()})
 
     def is_complete(self) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 from tf_mlm import runtime
 from tf_mlm.config import Config
+from tf_mlm.data.pipeline import Share, steps_per_epoch
 from tf_mlm.data.prepared import PreparedData
 from tf_mlm.model.optimizer import WarmUp, build_schedule
 from tf_mlm.run.checkpoint import Progress
@@ -42,13 +43,41 @@ class Job:
 
     @cached_property
     def validation_dataset(self) -> Any:
-        return self.data.validation_dataset(self.config, self.tokenizer)
+        dataset = self.data.validation_dataset(self.config, self.tokenizer, self._share)
+        # Of a finite dataset, the workers would compare the remaining batches at each step.
+        return self._distribute(dataset.repeat()) if self._share else dataset
+
+    @property
+    def validation_steps(self) -> int | None:
+        """Number of validation batches; None if the dataset ends by itself."""
+        num_rows, batch_size = len(self.data.validation_rows), self.config.training.batch_size
+        return steps_per_epoch(num_rows, batch_size) if self._share else None
+
+    def evaluate(self, **options: Any) -> dict[str, float]:
+        """Validate the model: the logs of Keras' `evaluate`."""
+        return self.model.evaluate(
+            self.validation_dataset, steps=self.validation_steps, verbose=0, return_dict=True, **options
+        )
+
+    @property
+    def _share(self) -> Share | None:
+        """The rows of each batch that this worker reads; None for all."""
+        if self.machine.num_workers == 1:
+            return None
+        of_replica = self.config.training.batch_size // self.machine.strategy.num_replicas_in_sync
+        of_worker = self.config.training.batch_size // self.machine.num_workers
+        return Share(self.machine.worker * of_worker, (self.machine.worker + 1) * of_worker, of_replica)
+
+    def _distribute(self, dataset: Any) -> Any:
+        """The dataset of all workers; `dataset` has the rows of this one, in batches of its replicas."""
+        return self.machine.strategy.distribute_datasets_from_function(lambda context: dataset)
 
     def train_dataset(self, progress: Progress) -> Any:
         """The remaining batches, starting after `progress`."""
         last_batch = progress.next_batch + self.length.num_train_steps - progress.step
         epochs = -(-last_batch // self.length.steps_per_epoch)
-        return self.data.train_dataset(self.config, self.tokenizer, epochs, progress.next_batch)
+        dataset = self.data.train_dataset(self.config, self.tokenizer, epochs, progress.next_batch, self._share)
+        return self._distribute(dataset) if self._share else dataset
 
     def count_tokens(self, progress: Progress, first_step: int, end_step: int) -> int:
         """Real tokens of the updates `first_step` to `end_step` - 1, counted from 0, without padding.

@@ -37,7 +37,7 @@ def describe_plan(job: Job) -> str:
         [
             f"steps      {length.num_train_steps:>10,} = {length.epochs} epoch{'s' * (length.epochs > 1)} of "
             f"{length.steps_per_epoch:,}{cut}, "
-            f"batch {config.training.batch_size}, warmup {length.num_warmup_steps:,}",
+            f"batch {config.training.batch_size}{_describe_replicas(job)}, warmup {length.num_warmup_steps:,}",
             f"tokens     {tokens:>10,} in training, without padding; {positions:,} positions per step",
             f"rate       {rates}",
             f"parameters {job.model.count_params():>10,}" + _describe_frozen(job),
@@ -46,6 +46,14 @@ def describe_plan(job: Job) -> str:
             f"checkpoints and the model; {describe_bytes(free_bytes(job.run.path))} free",
         ]
     )
+
+
+def _describe_replicas(job: Job) -> str:
+    replicas, workers = job.machine.strategy.num_replicas_in_sync, job.machine.num_workers
+    if replicas == 1:
+        return ""
+    where = f" of {workers} workers" if workers > 1 else ""
+    return f" ({job.config.training.batch_size // replicas} on each of {replicas} replicas{where})"
 
 
 def _num_trained_parameters(job: Job) -> int:

@@ -16,6 +16,7 @@ from tf_mlm.run.checkpoint import (
 from tf_mlm.run.events import NonFiniteEvent
 from tf_mlm.training.fingerprint import fingerprint
 from tf_mlm.training.job import Job
+from tf_mlm.training.workers import share_progress, share_variables
 
 _SEQUENCES_SHOWN = 100  # in an error message; metrics.jsonl lists all
 
@@ -29,14 +30,17 @@ def restore(job: Job) -> Progress:
         The progress of the run.
     """
     run_fingerprint = fingerprint(job)
+    # The other workers have no checkpoints: they receive the state of the chief.
     checkpoint = load_checkpoint(job.run.checkpoints_path, run_fingerprint)
-    if checkpoint is None:
-        job.run.cut_events(0)
-        return Progress(0, (0.0, 0.0), metrics_bytes=0, seconds=0.0, fingerprint=run_fingerprint)
-    progress, arrays = checkpoint
-    restore_variables(model_variables(job.model), arrays)
+    progress = Progress(0, (0.0, 0.0), metrics_bytes=0, seconds=0.0, fingerprint=run_fingerprint)
+    if checkpoint:
+        progress, arrays = checkpoint
+        restore_variables(model_variables(job.model), arrays)
+    progress = share_progress(job.machine, progress)
     job.run.cut_events(progress.metrics_bytes)
-    print(f"resumed    at step {progress.step:,}", flush=True)
+    if progress.metrics_bytes:
+        share_variables(job.machine, model_variables(job.model))
+        print(f"resumed    at step {progress.step:,}", flush=True)
     return progress
 
 
@@ -62,12 +66,16 @@ def roll_back(job: Job, error: NonFiniteLoss) -> Progress:
             f"{reason}; the run had already rolled back from step {failed.rolled_back[0]} to {failed.rolled_back[1]}; "
             "lower optimizer.learning_rate or set training.precision = 'float32', and start a new run"
         )
-    checkpoint = load_checkpoint(run.checkpoints_path, failed.fingerprint, before_bad_steps=True)
-    if checkpoint is None:
-        raise OSError(f"{run.checkpoints_path}: the checkpoints no longer exist")
-    good, arrays = checkpoint
-    restore_variables(model_variables(job.model), arrays)
-    restore_best_model(run.checkpoints_path, good, run.model_path)  # the current one may be of a later epoch
+    good = failed
+    if job.machine.is_chief:
+        checkpoint = load_checkpoint(run.checkpoints_path, failed.fingerprint, before_bad_steps=True)
+        if checkpoint is None:
+            raise OSError(f"{run.checkpoints_path}: the checkpoints no longer exist")
+        good, arrays = checkpoint
+        restore_variables(model_variables(job.model), arrays)
+        restore_best_model(run.checkpoints_path, good, run.model_path)  # the current one may be of a later epoch
+    good = share_progress(job.machine, good)
+    share_variables(job.machine, model_variables(job.model))
     run.cut_events(good.metrics_bytes)
     progress = replace(
         good,
@@ -76,7 +84,9 @@ def roll_back(job: Job, error: NonFiniteLoss) -> Progress:
         bad_steps=0,
         rolled_back=(failed.step, good.step),
     )
-    save_checkpoint(run.checkpoints_path, progress, model_variables(job.model), config.checkpoint.keep, run.model_path)
+    if job.machine.is_chief:
+        variables = model_variables(job.model)
+        save_checkpoint(run.checkpoints_path, progress, variables, config.checkpoint.keep, run.model_path)
     print(
         f"rolled back to step {good.step:,}: {reason}; skipping the bad batches; another failure ends the run",
         flush=True,

@@ -21,6 +21,7 @@ from tf_mlm.training.objectives.table import OBJECTIVES
 from tf_mlm.training.plan import describe_trial, run_trial
 from tf_mlm.training.recovery import restore, roll_back
 from tf_mlm.training.summary import describe
+from tf_mlm.training.workers import reporting_failed_workers
 
 
 def train(config: Config, run: RunDirectory, callbacks: Sequence[keras.callbacks.Callback] = ()) -> None:
@@ -33,30 +34,34 @@ def train(config: Config, run: RunDirectory, callbacks: Sequence[keras.callbacks
         Refused: the data or the model is missing or does not fit; nothing was trained.
         NonFiniteLoss: the loss was not finite, and again after rolling back to a checkpoint.
         Interrupted: a signal stopped the run after a checkpoint.
+        WorkerFailed: another worker of the training failed.
     """
     run.write_config(config)
     job = build_job(run.locate(config), run)
     print(describe(job), flush=True)
-    progress = restore(job)
-    begin(job, progress)
-    while True:
-        try:
-            with FitContext(job, progress, callbacks) as context:
-                context.finish_epoch()
-                if not context.is_complete():
-                    job.model.resume_at(progress.step, job.length.steps_per_epoch)
-                    job.model.fit(
-                        job.train_dataset(progress),
-                        validation_data=job.validation_dataset,
-                        epochs=job.length.epochs,
-                        steps_per_epoch=job.length.steps_per_epoch,
-                        callbacks=context.callbacks,
-                        verbose=0,
-                    )
-            break
-        except NonFiniteLoss as error:
-            progress = roll_back(job, error)
-    export(job, context.progress())
+    with reporting_failed_workers(job.machine):
+        progress = restore(job)
+        begin(job, progress)
+        while True:
+            try:
+                with FitContext(job, progress, callbacks) as context:
+                    context.finish_epoch()
+                    if not context.is_complete():
+                        job.model.resume_at(progress.step, job.length.steps_per_epoch)
+                        job.model.fit(
+                            job.train_dataset(progress),
+                            validation_data=job.validation_dataset,
+                            validation_steps=job.validation_steps,
+                            epochs=job.length.epochs,
+                            steps_per_epoch=job.length.steps_per_epoch,
+                            callbacks=context.callbacks,
+                            verbose=0,
+                        )
+                break
+            except NonFiniteLoss as error:
+                progress = roll_back(job, error)
+    if job.machine.is_chief:
+        export(job, context.progress())
 
 
 def build_job(config: Config, run: RunDirectory) -> Job:

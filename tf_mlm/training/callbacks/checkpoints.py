@@ -1,5 +1,6 @@
 """Saves checkpoints, and stops training after a checkpoint if a signal was received."""
 
+import signal
 import time
 from dataclasses import replace
 from typing import Any
@@ -9,8 +10,10 @@ import tf_keras as keras
 
 from tf_mlm.config import CheckpointConfig
 from tf_mlm.errors import NonFiniteLoss, as_os_error
+from tf_mlm.model.stop_request import STOP_REQUEST
 from tf_mlm.run.checkpoint import Progress, model_variables, restore_variables, save_checkpoint
 from tf_mlm.run.directory import RunDirectory
+from tf_mlm.runtime import Machine
 from tf_mlm.training.callbacks.metrics_log import MetricsLog
 from tf_mlm.training.callbacks.stop_signals import StopSignals
 
@@ -18,7 +21,8 @@ from tf_mlm.training.callbacks.stop_signals import StopSignals
 class Checkpoints(keras.callbacks.Callback):
     """Saves a checkpoint at the intervals of `config`, and on SIGINT or SIGTERM.
 
-    Before the first step there is nothing to save, and a signal ends the process immediately.
+    Before the first step there is nothing to save, and a signal ends the process immediately. Of several workers, the
+    chief saves, and a signal to one of them stops all after the same step.
 
     Args:
         progress: progress of the run before this `fit`.
@@ -33,6 +37,7 @@ class Checkpoints(keras.callbacks.Callback):
         *,
         steps_per_epoch: int,
         progress: Progress,
+        machine: Machine,
     ):
         super().__init__()
         self._supports_tf_logs = True
@@ -42,6 +47,7 @@ class Checkpoints(keras.callbacks.Callback):
         self._config = config
         self._steps_per_epoch = steps_per_epoch
         self._before = progress
+        self._machine = machine
         self._start = self._last_save = time.monotonic()
 
     def progress(self) -> Progress:
@@ -60,34 +66,40 @@ class Checkpoints(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._signals.handle()
+        must_stop = self._must_stop(logs)
         is_due = time.monotonic() - self._last_save >= self._config.every_minutes * 60
         is_due |= self._config.every_steps > 0 and self._log.step % self._config.every_steps == 0
         is_due &= not self._log.bad_steps  # a rollback needs a checkpoint from before the bad steps
         # At the end of an epoch, validation comes first, so that no checkpoint is saved before it.
-        if (is_due or self._signals.received) and not self._is_epoch_end(batch):
+        if (is_due or must_stop) and not self._is_epoch_end(batch):
             self.save()
-            self._stop_if_asked()
+            self._stop_if(must_stop)
 
     def on_test_begin(self, logs: Any = None) -> None:
         # Validation clears the sums of the epoch and reuses the metrics.
         self._train_sums = {name: variable.numpy() for name, variable in model_variables(self.model, "metric").items()}
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
-        if self._signals.received:
+        if self._must_stop(logs):
             restore_variables(model_variables(self.model, "metric"), self._train_sums)
             self.save()
-            self._stop_if_asked()
+            self._stop_if(True)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        if self._signals.received or time.monotonic() - self._last_save >= 60:
+        # Several workers stop only in a step, where they agree on it.
+        must_stop = self._machine.num_workers == 1 and bool(self._signals.received)
+        if must_stop or time.monotonic() - self._last_save >= 60:
             self.save()
-            self._stop_if_asked()
+            self._stop_if(must_stop)
 
     def on_train_end(self, logs: Any = None) -> None:
         self.save()
-        self._stop_if_asked()
+        self._stop_if(bool(self._signals.received))
 
     def save(self) -> None:
+        """Save a checkpoint, if this worker is the chief."""
+        if not self._machine.is_chief:
+            return
         try:
             with as_os_error(safetensors.SafetensorError):
                 save_checkpoint(
@@ -105,5 +117,15 @@ class Checkpoints(keras.callbacks.Callback):
     def _is_epoch_end(self, batch: int) -> bool:
         return batch + 1 == self._steps_per_epoch or self.model.stop_training
 
-    def _stop_if_asked(self) -> None:
-        self._signals.raise_if_received(self._log.step, self._run.path)
+    def _must_stop(self, logs: Any) -> bool:
+        """Whether a signal was received: by this worker, or by any in the step whose results are `logs`."""
+        if self._machine.num_workers == 1:
+            return bool(self._signals.received)
+        if self._signals.received:
+            self.model.stop_request.make()
+        return float(logs[STOP_REQUEST]) > 0
+
+    def _stop_if(self, must_stop: bool) -> None:
+        if must_stop:
+            self._signals.received = self._signals.received or signal.SIGTERM  # another worker received it
+            self._signals.raise_if_received(self._log.step, self._run.path)

@@ -1,0 +1,78 @@
+"""What the workers of a training share besides gradients: the state from which they continue."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tf_mlm.errors import Refused, WorkerFailed
+from tf_mlm.run.checkpoint import Progress
+from tf_mlm.runtime import Machine
+
+
+def share_progress(machine: Machine, progress: Progress) -> Progress:
+    """The progress of the chief.
+
+    Raises:
+        Refused: this worker has other data, weights or precision than the chief.
+    """
+    if machine.num_workers == 1:
+        return progress
+    text = json.dumps(asdict(progress)).encode() if machine.is_chief else b""
+    state = json.loads(_broadcast_bytes(machine, text))
+    if state["fingerprint"] != progress.fingerprint:
+        raise Refused(
+            f"worker {machine.worker}: its text, model or precision differs from that of worker 0; give all workers "
+            "the same dataset and model, and set training.precision"
+        )
+    for name in ("logged_sums", "rolled_back"):
+        state[name] = state[name] and tuple(state[name])
+    return Progress(**state)
+
+
+def share_variables(machine: Machine, variables: dict[str, Any]) -> None:
+    """Assign the values of the chief to the variables of all workers."""
+    if machine.num_workers > 1:
+        for variable in variables.values():
+            variable.assign(_broadcast(machine, variable.numpy()))
+
+
+def _broadcast_bytes(machine: Machine, data: bytes) -> bytes:
+    (length,) = _broadcast(machine, np.array([len(data)]))
+    padded = np.zeros(length, np.int32)
+    padded[: len(data)] = np.frombuffer(data, np.uint8)
+    return _broadcast(machine, padded).astype(np.uint8).tobytes()
+
+
+def _broadcast(machine: Machine, array: np.ndarray) -> np.ndarray:
+    """The array of the chief: a sum to which all other workers add zeros of the same shape."""
+
+    @tf.function(autograph=False)
+    def broadcast(value: Any) -> Any:
+        def add() -> Any:
+            replica = tf.distribute.get_replica_context()
+            is_first = tf.equal(replica.replica_id_in_sync_group, 0)
+            return replica.all_reduce(tf.distribute.ReduceOp.SUM, tf.where(is_first, value, tf.zeros_like(value)))
+
+        return machine.strategy.experimental_local_results(machine.strategy.run(add))[0]
+
+    return broadcast(tf.constant(array)).numpy()
+
+
+@contextlib.contextmanager
+def reporting_failed_workers(machine: Machine) -> Iterator[None]:
+    """Turn the error of an operation that lost another worker into `WorkerFailed`."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        if machine.num_workers == 1:
+            raise
+        reason = str(error).rpartition("aborted by: ")[2].splitlines()[0].rstrip(" :")
+        raise WorkerFailed(
+            f"worker {machine.worker}: another worker failed or cannot be reached ({reason}); start all workers again "
+            "with --resume to continue from the last checkpoint"
+        ) from error
