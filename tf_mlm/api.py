@@ -12,7 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tf_mlm.cluster import find_cluster
 from tf_mlm.commands.libraries import start_libraries
+from tf_mlm.commands.multi_worker import train_for_chief, train_together
 from tf_mlm.config import Config, DataConfig, ModelConfig, dump_config, find_recipe, load_config
 from tf_mlm.run.directory import RunDirectory, new_run_path
 
@@ -72,6 +74,7 @@ def train(
         callbacks: Keras callbacks (`tf_keras.callbacks.Callback`). Checkpoints do not contain their state, so they
             start in their initial state when the run is resumed.
         output_dir: the run directory, which must not exist or be empty. None creates `runs/<config name>-<time>`.
+            Of several workers (see docs/scaling.md), only worker 0 writes it.
 
     Returns:
         The finished run.
@@ -83,19 +86,16 @@ def train(
     """
     name = "run" if isinstance(config, Config) else Path(config).stem if config is not None else "imdb"
     resolved = _resolve(config, overrides or {})
+    cluster = find_cluster(resolved)
+    given = {"config": dump_config(resolved)}
+    path = Path(output_dir) if output_dir is not None else new_run_path(name)
+    if cluster and not cluster.is_chief:
+        train_for_chief(cluster, resolved, given, callbacks)
+        return Run(path.absolute())
     # Created before the slow imports, so that a wrong directory is reported immediately.
-    run = RunDirectory.create(Path(output_dir) if output_dir is not None else new_run_path(name))
+    run = RunDirectory.create(path)
     with run.discarded_if_refused():
-        start_libraries(resolved)
-        import tf_keras as keras
-
-        from tf_mlm.training.train import train as train_run
-
-        policy = keras.mixed_precision.global_policy()
-        try:
-            train_run(resolved, run, callbacks)
-        finally:
-            keras.mixed_precision.set_global_policy(policy)  # does not affect other models of the caller
+        train_together(cluster, resolved, run, given, callbacks)
     return Run(run.path.absolute())
 
 

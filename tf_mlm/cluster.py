@@ -263,7 +263,7 @@ def create_strategy(cluster: Cluster, distribution: DistributionConfig, meeting:
     )
     try:
         strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
-    except tf.errors.OpError as error:
+    except (tf.errors.OpError, RuntimeError) as error:  # RuntimeError: TensorFlow was used before
         reason = str(error).splitlines()[0]
         raise Refused(f"{cluster.source}: the workers cannot be connected: {reason}; start all of them again") from None
     if threading.current_thread() is threading.main_thread():

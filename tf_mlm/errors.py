@@ -20,14 +20,16 @@ class NonFiniteLoss(ArithmeticError):
 
     Attributes:
         num_steps: number of consecutive failing steps up to the last; 0 if the failure is not in a step.
+        on_all_workers: whether all workers of a multi-worker training raise it in the same step.
         progress: how far the run had come.
     """
 
     exit_code = 3
 
-    def __init__(self, message: str, num_steps: int = 0):
+    def __init__(self, message: str, num_steps: int = 0, *, on_all_workers: bool = True):
         super().__init__(message)
         self.num_steps = num_steps
+        self.on_all_workers = on_all_workers
         self.progress: Any = None
 
 

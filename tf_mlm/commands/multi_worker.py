@@ -35,9 +35,7 @@ def train_together(
             stack.enter_context(meeting)  # closed if the imports fail
             connect = functools.partial(create_strategy, cluster, config.distribution, meeting)
         start_libraries(located, verbose, connect=connect)
-    from tf_mlm.training.train import train
-
-    train(config, run, callbacks)
+    _train(config, run, callbacks)
 
 
 def train_for_chief(
@@ -61,7 +59,17 @@ def train_for_chief(
         config = load_config(run.config_path)
         connect = functools.partial(create_strategy, cluster, config.distribution, meeting)
         start_libraries(config, verbose, connect=connect)
-        from tf_mlm.training.train import train
-
-        train(config, run, callbacks)
+        _train(config, run, callbacks)
     print("finished   worker 0 exports the model")
+
+
+def _train(config: Config, run: RunDirectory, callbacks: Sequence[Any]) -> None:
+    import tf_keras as keras
+
+    from tf_mlm.training.train import train
+
+    policy = keras.mixed_precision.global_policy()
+    try:
+        train(config, run, callbacks)
+    finally:
+        keras.mixed_precision.set_global_policy(policy)  # does not affect other models of the caller

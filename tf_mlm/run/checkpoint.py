@@ -70,7 +70,11 @@ def save_checkpoint(
     arrays = {name: np.asarray(variable.numpy(), order="C") for name, variable in variables.items()}
     for name, array in arrays.items():
         if not np.isfinite(array).all():
-            raise NonFiniteLoss(f"a value of the {name.partition('/')[0]} is not finite after step {progress.step}", 1)
+            raise NonFiniteLoss(
+                f"a value of the {name.partition('/')[0]} is not finite after step {progress.step}",
+                1,
+                on_all_workers=False,  # the chief alone saves checkpoints
+            )
     folder.mkdir(exist_ok=True)
     path = _path(folder, progress)
     with atomic_directory(path) as temporary:

@@ -50,8 +50,10 @@ def roll_back(job: Job, error: NonFiniteLoss) -> Progress:
     The checkpoint is saved again with this change, so that a resumed run repeats it exactly.
 
     Raises:
-        NonFiniteLoss: the run has rolled back before.
+        NonFiniteLoss: the run has rolled back before, or another worker cannot know that it must roll back.
     """
+    if job.machine.num_workers > 1 and not error.on_all_workers:
+        raise error
     config, run, data = job.config, job.run, job.data
     failed: Progress = error.progress
     sequences = [
