@@ -30,16 +30,17 @@ def restore(job: Job) -> Progress:
         The progress of the run.
     """
     run_fingerprint = fingerprint(job)
+    variables = model_variables(job.model)  # creates those of the optimizer, which several workers must do together
     # The other workers have no checkpoints: they receive the state of the chief.
     checkpoint = load_checkpoint(job.run.checkpoints_path, run_fingerprint)
     progress = Progress(0, (0.0, 0.0), metrics_bytes=0, seconds=0.0, fingerprint=run_fingerprint)
     if checkpoint:
         progress, arrays = checkpoint
-        restore_variables(model_variables(job.model), arrays)
+        restore_variables(variables, arrays)
     progress = share_progress(job.machine, progress)
     job.run.cut_events(progress.metrics_bytes)
     if progress.metrics_bytes:
-        share_variables(job.machine, model_variables(job.model))
+        share_variables(job.machine, variables)
         print(f"resumed    at step {progress.step:,}", flush=True)
     return progress
 
