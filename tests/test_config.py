@@ -317,7 +317,7 @@ def test_the_documented_recipes_exist() -> None:
         ),
         (
             "[data]\nisolate_documents = true\n[objective]\nname = 'classification'",
-            "my.toml: data.isolate_documents requires objective.name = 'masked'; fine-tuning packs no documents",
+            "my.toml: data.isolate_documents requires objective.name = 'masked'; omit it",
         ),
         ("[model]\nname = ''\nn_heads = 7", "my.toml: model.n_heads must divide model.dim: 768 / 7"),
         ("[training\nepochs = 3", "--config: my.toml: not TOML: Expected ']' at the end of a table declaration "

@@ -269,9 +269,7 @@ class Config:
         elif not self.model.name:
             raise ValueError(f"objective.name = {self.objective.name!r} requires model.name")
         elif self.data.isolate_documents:
-            raise ValueError(
-                "data.isolate_documents requires objective.name = 'masked'; fine-tuning packs no documents"
-            )
+            raise ValueError("data.isolate_documents requires objective.name = 'masked'; omit it")
         elif self.training.measure_matmul_peak:
             raise ValueError("training.measure_matmul_peak requires objective.name = 'masked'")
         elif self.objective.text_pair_column and self.objective.name != "classification":

@@ -56,7 +56,6 @@ def test_evaluation_of_the_run_gives_its_best_validation_loss(isolated_run: Path
 
 
 def test_evaluation_on_another_dataset_isolates_its_documents_too(isolated_run: Path, tmp_path: Path) -> None:
-    """Changing the order of short documents moves no mask, and changes the loss only if documents attend to others."""
     lines = ["the film was long", "the plot made no sense", "a delight from start to end", "we liked it"]
     (tmp_path / "reviews.txt").write_text("\n".join(lines * 5) + "\n")
     run = evaluate(isolated_run, "--dataset", tmp_path / "reviews.txt")
@@ -100,18 +99,14 @@ def test_the_card_and_the_commands_work_on_the_run(isolated_run: Path, finished_
     assert "Attention stays inside each document" in (isolated_run / "README.md").read_text()
     compared = output_of("compare", isolated_run, finished_run)
     assert re.search(r"data\.isolate_documents +true +false", compared)
-    for command in (
-        ("fill-mask", isolated_run, "a [MASK]"),
-        ("score", isolated_run, "a film"),
-        ("explain", isolated_run, "a film"),
-    ):
-        assert output_of(*command)
+    for command, text in (("fill-mask", "a [MASK]"), ("score", "a film"), ("explain", "a film")):
+        assert output_of(command, isolated_run, text)
 
 
 def test_a_sequence_may_have_all_positions_of_the_model(finished_run: Path, tmp_path: Path) -> None:
     positions = json.loads((finished_run / "model" / "config.json").read_text())["max_position_embeddings"]
-    flags = ("--model", str(finished_run / "model"), "--data.isolate_documents", "--batch-size", "2")
-    flags += ("--data.sequence_length", str(positions), "--training.num_train_steps", "2")
-    flags += ("--data.num_train_sequences", "4", "--data.num_validation_sequences", "4")
+    flags = ["--model", str(finished_run / "model"), "--data.isolate_documents", "--batch-size", "2"]
+    flags += ["--data.sequence_length", str(positions), "--training.num_train_steps", "2"]
+    flags += ["--data.num_train_sequences", "4", "--data.num_validation_sequences", "4"]
     assert train(tmp_path, *flags, "--output-dir", "RUN") == 0
     assert np.isfinite(val_losses(tmp_path / "RUN")).all()

@@ -144,7 +144,7 @@ class Roberta(Bert):
         self, input_ids: Any, attention_mask: Any, positions: Any, training: bool, position_ids: Any = None
     ) -> Any:
         if position_ids is not None:
-            position_ids += getattr(self, self.base_model_prefix).embeddings.padding_idx + 1
+            position_ids = position_ids + getattr(self, self.base_model_prefix).embeddings.padding_idx + 1
         return super().encode_positions(input_ids, attention_mask, positions, training, position_ids)
 
     def predict_tokens(self, hidden_states: Any, training: bool) -> Any:

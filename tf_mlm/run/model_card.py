@@ -105,8 +105,8 @@ def _packing(report: RunReport) -> str:
     config = report.config.data
     if config.isolate_documents:
         return (
-            "Documents are packed into sequences; the last sequence is padded. Attention stays inside each document, and "
-            "positions restart at each document, in training and in validation."
+            "Documents are packed into sequences; the last sequence is padded. Attention stays inside each document, "
+            "and positions restart at each document, in training and in validation."
         )
     if not config.line_by_line:
         return "Documents are packed into sequences; the last sequence is padded."
