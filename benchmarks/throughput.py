@@ -25,6 +25,7 @@ OURS = "tf_mlm"
 PEAK = "matmul peak"
 SYSTEMS = {
     OURS: ["ours.py", "--precision", "auto"],
+    "tf_mlm, isolate_documents": ["ours.py", "--precision", "auto", "--isolate-documents"],
     "tf_mlm, float32": ["ours.py", "--precision", "float32"],
     "stock Keras, float32": ["stock_keras.py"],
     "stock Keras, bfloat16": ["stock_keras.py", "--precision", "bfloat16"],

@@ -310,6 +310,15 @@ def test_the_documented_recipes_exist() -> None:
             "[data]\nstreaming = true\nnum_train_sequences = 0",
             "my.toml: data.streaming requires data.num_train_sequences and data.num_validation_sequences above 0",
         ),
+        (
+            "[data]\nisolate_documents = true\nline_by_line = true",
+            "my.toml: data: isolate_documents has no effect with line_by_line, which puts one document in each "
+            "sequence; omit one",
+        ),
+        (
+            "[data]\nisolate_documents = true\n[objective]\nname = 'classification'",
+            "my.toml: data.isolate_documents requires objective.name = 'masked'; omit it",
+        ),
         ("[model]\nname = ''\nn_heads = 7", "my.toml: model.n_heads must divide model.dim: 768 / 7"),
         ("[training\nepochs = 3", "--config: my.toml: not TOML: Expected ']' at the end of a table declaration "
          "(at line 1, column 10)"),

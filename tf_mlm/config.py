@@ -94,10 +94,21 @@ class DataConfig:
     overflow: Literal["split", "truncate"] = _setting(
         "split", "with line_by_line: treatment of a document longer than a sequence"
     )
+    isolate_documents: bool = _setting(
+        False, "keep attention inside each of the packed documents, and restart the positions at each document"
+    )
     num_proc: int = _setting(1, "processes that prepare a Hub dataset", ge=1)
     streaming: bool = _setting(
         False, "read only as much of a Hub dataset as num_train_sequences and num_validation_sequences need"
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> "DataConfig":
+        if self.isolate_documents and self.line_by_line:
+            raise ValueError(
+                "isolate_documents has no effect with line_by_line, which puts one document in each sequence; omit one"
+            )
+        return self
 
     @cached_property
     def source(self) -> Source:
@@ -260,6 +271,8 @@ class Config:
                 )
         elif not self.model.name:
             raise ValueError(f"objective.name = {self.objective.name!r} requires model.name")
+        elif self.data.isolate_documents:
+            raise ValueError("data.isolate_documents requires objective.name = 'masked'; omit it")
         elif self.training.measure_matmul_peak:
             raise ValueError("training.measure_matmul_peak requires objective.name = 'masked'")
         elif self.objective.text_pair_column and self.objective.name != "classification":

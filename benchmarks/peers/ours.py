@@ -16,12 +16,17 @@ arguments = parse_arguments(
     ("--accumulate-steps", {"type": int, "default": 1}),
     ("--sequence-length", {"type": int, "default": 128}),
     ("--xla", {"default": "auto"}),
+    ("--isolate-documents", {"action": "store_true"}),
     ("--write-sequences", {"help": "save the prepared ids for the peers to this file, and stop"}),
 )
 clock = StepClock(arguments.warmup, arguments.steps)
 config = Config(
     model=ModelConfig(name=str(arguments.model), from_config=True),
-    data=DataConfig(dataset=arguments.dataset, sequence_length=arguments.sequence_length),
+    data=DataConfig(
+        dataset=arguments.dataset,
+        sequence_length=arguments.sequence_length,
+        isolate_documents=arguments.isolate_documents,
+    ),
     training=TrainingConfig(
         batch_size=arguments.batch_size,
         accumulate_steps=arguments.accumulate_steps,

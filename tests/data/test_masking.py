@@ -306,6 +306,31 @@ def test_every_array_is_int32_of_one_shape_and_the_sequences_are_not_written_to(
     np.testing.assert_array_equal(source.input_ids, before)
 
 
+def test_positions_restart_at_each_document_and_at_the_first_column() -> None:
+    starts = np.zeros((3, 16), np.uint8)
+    starts[0, [0, 3, 4]] = 1
+    starts[1, 2] = 1  # the first two tokens continue a document of the row before; padding from column 9 on
+    source = replace(collator([16, 9, 16]), document_starts=starts)
+    batch = source(rows([1, 0, -1, 2]))
+    assert batch["position_ids"].dtype == np.int32
+    assert batch["position_ids"].tolist() == [
+        [0, 1, *range(14)],
+        [0, 1, 2, 0, *range(12)],
+        [*range(16)],  # a filler row is one document
+        [*range(16)],  # a document that fills the row
+    ]
+    plain = collator([16, 9, 16])(rows([1, 0, -1, 2]))
+    assert batch.keys() - plain.keys() == {"position_ids"}
+    assert_equal({name: batch[name] for name in plain}, plain)
+
+
+def test_a_filler_row_does_not_have_the_documents_of_the_last_row() -> None:
+    starts = np.zeros((2, 16), np.uint8)
+    starts[1, [0, 5]] = 1
+    batch = replace(collator([16, 16]), document_starts=starts)(rows([-1, 1]))
+    assert batch["position_ids"].tolist() == [[*range(16)], [*range(5), *range(11)]]
+
+
 def test_the_draws_of_validation_masks_are_fixed_and_differ_from_each_other_and_from_training() -> None:
     rows = [{"epoch": 0, "index": index} for index in range(40)]
     validation = collator([16] * 40, epoch_masks=False)

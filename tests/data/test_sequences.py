@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+from datasets.fingerprint import Hasher
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
@@ -140,6 +141,56 @@ def test_the_tokenizer_has_no_truncation_afterwards(cache: Path, tokenizer: PreT
     assert tokenizer.backend_tokenizer.truncation is None
 
 
+# --- starts of the documents
+
+
+def test_the_starts_of_documents_are_kept_with_isolate_documents_alone(
+    cache: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    texts = [words(10, 11, 12, 13, 14), words(20, 21), words(*range(30, 42)), words(40)]
+    found = load(tokenizer, *texts, isolate_documents=True)
+    assert found.document_starts is not None and found.document_starts.dtype == np.uint8
+    assert found.document_starts.tolist() == [
+        [1, 0, 0, 0, 0, 0, 0, 1],
+        [0, 0, 0, 1, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0, 0, 0],  # the third document continues
+        [0, 1, 0, 0, 0, 0, 0, 0],  # four tokens of padding
+    ]
+    plain = load(tokenizer, *texts)
+    assert plain.document_starts is None
+    np.testing.assert_array_equal(plain.input_ids, found.input_ids)
+
+
+def test_a_start_token_in_the_text_starts_no_document(cache: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    found = load(tokenizer, "10 [CLS] 11", "[CLS] 12", isolate_documents=True)
+    assert found.input_ids.tolist() == [[CLS, 10, CLS, 11, SEP, CLS, CLS, 12], [SEP, *[PAD] * 7]]
+    assert found.document_starts is not None
+    assert found.document_starts.tolist() == [[1, 0, 0, 0, 0, 1, 0, 0], [0] * 8]
+
+
+def test_long_documents_and_many_batches_of_documents_have_one_start_each(
+    cache: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [words(*range(10, 11 + number % 80)) for number in range(2003)]
+    whole = load(tokenizer, *texts, isolate_documents=True)
+    monkeypatch.setattr(module, "_CHARACTERS_PER_BATCH", 100)
+    parts = load(tokenizer, *texts, isolate_documents=True, fingerprint="in parts")
+    assert whole.document_starts is not None and parts.document_starts is not None
+    np.testing.assert_array_equal(whole.document_starts, parts.document_starts)
+    assert whole.document_starts.shape == whole.input_ids.shape
+    np.testing.assert_array_equal(whole.document_starts == 1, whole.input_ids == CLS)
+
+
+def test_documents_without_tokens_have_no_start(cache: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    from tokenizers import normalizers, processors
+
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
+    found = load(tokenizer, "\u200b", words(10, 11), "\u200b", words(12), isolate_documents=True)
+    assert found.input_ids.tolist() == [[10, 11, 12, *[PAD] * 5]]
+    assert found.document_starts is not None and found.document_starts.tolist() == [[1, 0, 1, 0, 0, 0, 0, 0]]
+
+
 # --- empty documents
 
 
@@ -225,7 +276,7 @@ def test_a_second_call_reads_the_cache(cache: Path, tokenizer: PreTrainedTokeniz
 
 @pytest.mark.parametrize(
     "change",
-    [{"fingerprint": "other"}, {"sequence_length": 9}, {"line_by_line": True}],
+    [{"fingerprint": "other"}, {"sequence_length": 9}, {"line_by_line": True}, {"isolate_documents": True}],
     ids=lambda change: [*change][0],
 )
 def test_a_change_tokenizes_again(
@@ -235,6 +286,13 @@ def test_a_change_tokenizes_again(
     load(tokenizer, words(10, 11), **change)
     load(tokenizer, words(10, 11), **change)
     assert len(tokenized) == 2
+
+
+def test_a_cache_from_before_isolate_documents_is_still_read(cache: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    load(tokenizer, words(10, 11))
+    expected = Hasher.hash(("2", "print", tokenizer.backend_tokenizer.to_str(), 8, False, "split"))
+    assert [folder.name for folder in folders(cache)] == [f"sequences-{expected}"]
+    assert {file.name for file in folders(cache)[0].iterdir()} == {"input_ids.bin", "lengths.bin", "facts.json"}
 
 
 def test_another_overflow_or_tokenizer_tokenizes_again(

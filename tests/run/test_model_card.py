@@ -113,6 +113,12 @@ def test_the_card_shows_tokens_before_and_after_packing() -> None:
     assert ["Training", "25,000", "7,812,345", "7,812,000", "61,034", "3,000"] in _rows(card)
 
 
+def test_the_card_reports_isolated_documents() -> None:
+    sentence = "Attention stays inside each document, and positions restart at each document"
+    assert sentence in " ".join(build_model_card(_report(config=_config(data__isolate_documents="true"))).split())
+    assert sentence not in build_model_card(_report())
+
+
 def test_each_setting_and_each_derived_number_has_one_row() -> None:
     rows = {row[0]: row[1] for row in _rows(build_model_card(_report(config=_config(optimizer__learning_rate="3e-4"))))}
     for name in setting_fields():

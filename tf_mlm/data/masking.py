@@ -109,6 +109,8 @@ class MaskingCollator:
     Attributes:
         input_ids: int32 [num_sequences, length], memory-mapped; `index` selects its rows.
         lengths: int32 [num_sequences], tokens before the padding.
+        document_starts: uint8 [num_sequences, length], 1 at the first token of each document; None if attention is not
+            limited to documents.
         epoch_masks: False uses the same masks in every epoch (validation).
         draw: number of the draw of the fixed masks, if `epoch_masks` is False. Draw 1 has the validation masks of
             training.
@@ -126,9 +128,14 @@ class MaskingCollator:
     special_token_ids: np.ndarray
     random_token_ids: np.ndarray
     draw: int = 1
+    document_starts: np.ndarray | None = None
 
     def __call__(self, rows: list[dict[str, int]]) -> dict[str, np.ndarray]:
-        """Returns input_ids, attention_mask and labels, each int32 [batch, length]."""
+        """Returns input_ids, attention_mask and labels, each int32 [batch, length].
+
+        With `document_starts`, also position_ids: the position of each token in its document, from 0. A document that
+        continues from the previous row starts again at 0. Padding continues the positions of the last document.
+        """
         epoch = np.array([row["epoch"] for row in rows], np.int64)
         index = np.array([row["index"] for row in rows], np.int64)
         filler = index < 0
@@ -148,4 +155,9 @@ class MaskingCollator:
             random_token_ids=self.random_token_ids,
         )
         real[:, 0] |= lengths == 0  # softmax is undefined for a row without attention
-        return {"input_ids": input_ids, "attention_mask": real.astype(np.int32), "labels": labels}
+        batch = {"input_ids": input_ids, "attention_mask": real.astype(np.int32), "labels": labels}
+        if self.document_starts is not None:
+            columns = np.arange(input_ids.shape[1], dtype=np.int32)
+            starts = self.document_starts[index] * columns * ~filler[:, None]
+            batch["position_ids"] = columns - np.maximum.accumulate(starts, axis=1)
+        return batch

@@ -54,6 +54,7 @@ def build_collator(
     return MaskingCollator(
         input_ids=sequences.input_ids,
         lengths=sequences.lengths,
+        document_starts=sequences.document_starts,
         seed=seed,
         epoch_masks=not validation,
         mlm_probability=VALIDATION_PROBABILITY if validation else masking.mlm_probability,

@@ -3,6 +3,7 @@
 The cache is one memory-mapped int32 matrix, so that memory does not grow with the corpus.
 """
 
+import contextlib
 import json
 import re
 import shutil
@@ -34,6 +35,8 @@ class Sequences:
     Attributes:
         input_ids: int32 [num_sequences, sequence_length], memory-mapped.
         lengths: int32 [num_sequences], tokens before the padding, memory-mapped.
+        document_starts: uint8 [num_sequences, sequence_length], 1 at the first token of each document, memory-mapped;
+            None without `data.isolate_documents`.
         num_documents: documents that contain text.
         num_empty: documents without text, which are skipped.
         num_tokens: tokens of the documents, including special tokens and those that `overflow = "truncate"` cuts off.
@@ -44,6 +47,7 @@ class Sequences:
     num_documents: int
     num_empty: int
     num_tokens: int
+    document_starts: np.ndarray | None = None
 
     def draw_rows(self, cap: int, seed: int) -> np.ndarray:
         """int64 [min(cap, num_sequences)]: random rows in ascending order; all rows if cap is 0."""
@@ -79,7 +83,8 @@ def load_sequences(
     backend.no_truncation()
     length = config.sequence_length
     # "2" is the version of the layout below: change it when the written files change.
-    key = Hasher.hash(("2", fingerprint, backend.to_str(), length, config.line_by_line, config.overflow))
+    layout = ("2", fingerprint, backend.to_str(), length, config.line_by_line, config.overflow)
+    key = Hasher.hash((*layout, "document_starts") if config.isolate_documents else layout)
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "tf_mlm" / f"sequences-{key}"
     if not folder.exists():  # checked before locking, so that a read-only cache works
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -95,6 +100,11 @@ def load_sequences(
     return Sequences(
         input_ids=np.memmap(folder / "input_ids.bin", np.int32, "r").reshape(-1, length),
         lengths=np.memmap(folder / "lengths.bin", np.int32, "r"),
+        document_starts=(
+            np.memmap(folder / "document_starts.bin", np.uint8, "r").reshape(-1, length)
+            if config.isolate_documents
+            else None
+        ),
         **facts,
     )
 
@@ -135,6 +145,11 @@ def _pack_rows(length: int) -> _Packer:
         yield ids[: full * length].reshape(full, length), np.full(full, length, np.int32)
 
     return pack
+
+
+def _flag_starts(encodings: list["_Encoding"]) -> list["_Encoding"]:
+    """The encodings with 1 in place of the first token of each, and 0 in place of the others."""
+    return [_JoinedEncoding(np.eye(1, len(encoding), dtype=np.int32)[0]) for encoding in encodings]
 
 
 def _one_per_row(encodings: list["_Encoding"] | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -273,17 +288,27 @@ def _write(
     temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     length = config.sequence_length
     pack = _one_per_row if config.line_by_line else _pack_rows(length)
+    pack_starts = _pack_rows(length)  # the same rows, of flags instead of ids
     num_special = tokenizer.num_special_tokens_to_add()
     pad_token_id: int = tokenizer.pad_token_id
     num_documents = num_empty = num_tokens = 0
     try:
-        with open(temporary / "input_ids.bin", "wb") as ids_file, open(temporary / "lengths.bin", "wb") as lengths_file:
+        starts_path = temporary / "document_starts.bin"
+        with (
+            open(temporary / "input_ids.bin", "wb") as ids_file,
+            open(temporary / "lengths.bin", "wb") as lengths_file,
+            open(starts_path, "wb") if config.isolate_documents else contextlib.nullcontext() as starts_file,
+        ):
 
             def write_rows(encodings: list[_Encoding] | None) -> None:
                 for ids, lengths in pack(encodings):
                     padding = ((0, 0), (0, length - ids.shape[1]))
                     np.pad(ids, padding, constant_values=pad_token_id).tofile(ids_file)
                     lengths.tofile(lengths_file)
+                if starts_file:
+                    for starts, _ in pack_starts(encodings and _flag_starts(encodings)):
+                        padding = ((0, 0), (0, length - starts.shape[1]))
+                        np.pad(starts.astype(np.uint8), padding).tofile(starts_file)
 
             batches = (
                 documents[start : start + _DOCUMENTS_PER_BATCH]["text"]

@@ -201,7 +201,7 @@ def _load_baseline(name: str, config: Config, tokenizer: PreTrainedTokenizerFast
 
 def other_data(config: Config, data: DataConfig) -> Config:
     """`config` with `data`, except for the settings that determine how sequences are built."""
-    kept = ("sequence_length", "num_validation_sequences", "line_by_line", "overflow")
+    kept = ("sequence_length", "num_validation_sequences", "line_by_line", "overflow", "isolate_documents")
     return replace(config, data=replace(data, **{name: getattr(config.data, name) for name in kept}))
 
 

@@ -45,7 +45,9 @@ class MaskedLanguageModel(Protocol):
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         """Hugging Face's call: `.logits` of what it returns is float [batch, length, vocabulary]."""
 
-    def encode_positions(self, input_ids: Any, attention_mask: Any, positions: Any, training: bool) -> Any:
+    def encode_positions(
+        self, input_ids: Any, attention_mask: Any, positions: Any, training: bool, position_ids: Any = None
+    ) -> Any:
         """See `Architecture.encode_positions`."""
 
     def predict_tokens(self, hidden_states: Any, training: bool) -> Any:

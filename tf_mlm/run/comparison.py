@@ -26,6 +26,7 @@ _VALIDATION_SETTINGS = (
     "data.num_validation_sequences",
     "data.line_by_line",
     "data.overflow",
+    "data.isolate_documents",
     "masking.mask_replace_prob",
     "masking.random_replace_prob",
     "training.seed",

@@ -103,6 +103,11 @@ def _what_it_is(report: RunReport) -> str:
 
 def _packing(report: RunReport) -> str:
     config = report.config.data
+    if config.isolate_documents:
+        return (
+            "Documents are packed into sequences; the last sequence is padded. Attention stays inside each document, "
+            "and positions restart at each document, in training and in validation."
+        )
     if not config.line_by_line:
         return "Documents are packed into sequences; the last sequence is padded."
     if config.overflow == "split":

@@ -26,6 +26,8 @@ def fingerprint(job: Job) -> str:
         decisive.pop("objective")
     if job.config.model.train == "all":
         decisive["model"].pop("train")
+    if not job.config.data.isolate_documents:
+        decisive["data"].pop("isolate_documents")
     digest = xxhash.xxh3_128()
     digest.update(
         json.dumps([decisive, job.machine.precision.name, job.data.facts["fingerprint"]], sort_keys=True).encode()
