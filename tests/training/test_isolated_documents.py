@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.tiny_run import inside, read_metrics, train
+from tests.training.test_train import assert_same_run, send_signal
 from tf_mlm.commands.main import main
 from tf_mlm.config import load_config
 
@@ -26,11 +27,13 @@ def evaluate(*arguments: str | Path) -> dict[str, Any]:
     return json.loads(output_of("evaluate", *arguments, "--json"))
 
 
+FLAGS = ("--data.isolate_documents", "--training.accumulate_steps", "2", "--epochs", "2")
+
+
 @pytest.fixture(scope="module")
 def isolated_run(tensorflow: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("isolated")
-    flags = ("--data.isolate_documents", "--training.accumulate_steps", "2", "--epochs", "2")
-    assert train(folder, *flags, "--output-dir", "RUN") == 0
+    assert train(folder, *FLAGS, "--output-dir", "RUN") == 0
     return folder / "RUN"
 
 
@@ -44,6 +47,18 @@ def test_the_loss_decreases_and_differs_from_that_of_joined_documents(isolated_r
     assert last < start - 0.4
     joined = val_losses(finished_run)[0]  # the same weights, before training
     assert start != joined and start == pytest.approx(joined, abs=0.05)
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_resumes_to_the_same_weights(
+    isolated_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        send_signal(patch, "on_train_batch_end", at_step=13)
+        assert train(tmp_path, *FLAGS, "--output-dir", "RUN") == 143
+    with inside(tmp_path):
+        assert main(["train", "--resume", "RUN"]) == 0
+    assert_same_run(tmp_path / "RUN", isolated_run)
 
 
 def test_evaluation_of_the_run_gives_its_best_validation_loss(isolated_run: Path) -> None:
