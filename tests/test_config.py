@@ -319,6 +319,14 @@ def test_the_documented_recipes_exist() -> None:
             "[data]\nisolate_documents = true\n[objective]\nname = 'classification'",
             "my.toml: data.isolate_documents requires objective.name = 'masked'; omit it",
         ),
+        (
+            "[masking]\nmlm_probability = 0.3\n[objective]\nname = 'classification'",
+            "my.toml: masking.mlm_probability requires objective.name = 'masked'; omit it",
+        ),
+        (
+            "[data]\nline_by_line = true\n[objective]\nname = 'token_classification'",
+            "my.toml: data.line_by_line requires objective.name = 'masked'; omit it",
+        ),
         ("[model]\nname = ''\nn_heads = 7", "my.toml: model.n_heads must divide model.dim: 768 / 7"),
         ("[training\nepochs = 3", "--config: my.toml: not TOML: Expected ']' at the end of a table declaration "
          "(at line 1, column 10)"),

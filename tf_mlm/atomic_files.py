@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from tf_mlm.errors import Refused
+
 TEMPORARY, _REPLACED = ".tmp", ".replaced"
 """Suffixes of temporary names, and of an old directory while it is replaced."""
 
@@ -29,6 +31,22 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def require_writable(path: Path, flag: str) -> None:
+    """Check that the file of a flag can be written, before a long computation.
+
+    Raises:
+        Refused: it cannot.
+    """
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(0, "it is a directory")
+        if path.exists() and not os.access(path, os.W_OK):
+            raise PermissionError(0, "it is read-only")
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise Refused(f"{flag} {path}: cannot be written: {error.strerror}; choose another file") from None
 
 
 @contextlib.contextmanager

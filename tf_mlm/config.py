@@ -271,15 +271,22 @@ class Config:
                 )
         elif not self.model.name:
             raise ValueError(f"objective.name = {self.objective.name!r} requires model.name")
-        elif self.data.isolate_documents:
-            raise ValueError("data.isolate_documents requires objective.name = 'masked'; omit it")
-        elif self.training.measure_matmul_peak:
-            raise ValueError("training.measure_matmul_peak requires objective.name = 'masked'")
+        elif changed := _settings_of_masking(self):
+            raise ValueError(f"{changed[0]} requires objective.name = 'masked'; omit it")
         elif self.objective.text_pair_column and self.objective.name != "classification":
             raise ValueError("objective.text_pair_column requires objective.name = 'classification'")
         if not self.model.name and self.model.dim % self.model.n_heads:
             raise ValueError(f"model.n_heads must divide model.dim: {self.model.dim} / {self.model.n_heads}")
         return self
+
+
+def _settings_of_masking(config: Config) -> list[str]:
+    """The settings that differ from their defaults and have an effect in masked language modeling alone."""
+    names = [name for name in setting_fields() if name.startswith("masking.")]
+    names += ["data.line_by_line", "data.overflow", "data.isolate_documents", "data.streaming"]
+    names += ["training.measure_matmul_peak"]
+    values = {name: getattr(getattr(config, name.split(".")[0]), name.split(".")[1]) for name in names}
+    return [name for name, value in values.items() if value != setting_fields()[name].default.default]
 
 
 def setting_fields() -> dict[str, Any]:

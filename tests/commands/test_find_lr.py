@@ -172,7 +172,7 @@ def test_a_signal_ends_the_test_with_the_usual_line_and_leaves_no_file(
         (["--min-learning-rate", "1e-3", "--max-learning-rate", "1e-3"], "must be greater than --min-learning-rate"),
         (["--max-learning-rate", "2"], "--max-learning-rate 2: must be greater than --min-learning-rate 1e-07, and at"),
         (["--plot", "missing/curve.png"], "--plot missing/curve.png: cannot be written: No such file or directory"),
-        (["--plot", "."], "--plot .: cannot be written: is a directory; choose another file"),
+        (["--plot", "."], "--plot .: cannot be written: it is a directory; choose another file"),
         (["--plot", "tiny.toml/curve.png"], "--plot tiny.toml/curve.png: cannot be written: Not a directory"),
         (["--resume"], "unknown flag --resume"),
         (["--training.epochs", "0"], "--training.epochs = 0"),
@@ -188,7 +188,7 @@ def test_a_plot_that_is_read_only_is_refused(capsys: Capture, monkeypatch: pytes
     Path("curve.png").chmod(0o444)
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # the superuser may write any file
     line = refusal(capsys, main, "find-lr", "--plot", "curve.png")
-    assert line == "error: --plot curve.png: cannot be written: is read-only; choose another file"
+    assert line == "error: --plot curve.png: cannot be written: it is read-only; choose another file"
     assert Path("curve.png").read_bytes() == b"mine"
 
 

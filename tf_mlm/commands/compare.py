@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from tf_mlm.atomic_files import write_atomically
+from tf_mlm.atomic_files import require_writable, write_atomically
 from tf_mlm.errors import Refused
 
 NAME = "compare"
@@ -19,6 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     if len(arguments.runs) < 2:
         raise Refused("compare: requires at least two run directories; pass another one")
+    if arguments.plot:
+        require_writable(arguments.plot, "--plot")
     from tf_mlm.json_text import dump_json
     from tf_mlm.run.comparison import (
         ComparedRun,
@@ -31,12 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     runs = [ComparedRun.load(name) for name in arguments.runs]
     if arguments.plot:
-        try:
-            write_atomically(arguments.plot, plot_comparison(runs))
-        except OSError as error:
-            raise Refused(
-                f"--plot {arguments.plot}: cannot be written: {error.strerror}; choose another file"
-            ) from None
+        write_atomically(arguments.plot, plot_comparison(runs))
     if arguments.json:
         content = {
             "runs": [each.row() for each in runs],

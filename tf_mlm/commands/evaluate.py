@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tf_mlm.atomic_files import write_atomically
+from tf_mlm.atomic_files import require_writable, write_atomically
 from tf_mlm.commands.libraries import start_libraries
 from tf_mlm.config import Config, ModelConfig, ObjectiveConfig, load_config, setting_fields
 from tf_mlm.errors import Refused
@@ -105,12 +105,7 @@ def run(arguments: argparse.Namespace) -> None:
         from tf_mlm.inference.breakdown_plot import plot_breakdown
 
         assert evaluation.breakdown is not None
-        try:
-            write_atomically(arguments.plot, plot_breakdown(evaluation.breakdown))
-        except OSError as error:
-            raise Refused(
-                f"--plot {arguments.plot}: cannot be written: {error.strerror}; choose another file"
-            ) from None
+        write_atomically(arguments.plot, plot_breakdown(evaluation.breakdown))
         if not arguments.json:
             print(f"\nplot in {arguments.plot}")
 
@@ -120,12 +115,7 @@ def _in_depth(arguments: argparse.Namespace) -> str:
     if arguments.mask_draws is not None and arguments.mask_draws < 1:
         raise Refused(f"--mask-draws {arguments.mask_draws}: must be at least 1")
     if arguments.plot is not None:
-        if not arguments.plot.parent.is_dir():
-            raise Refused(
-                f"--plot {arguments.plot}: the directory {arguments.plot.parent} does not exist; choose another file"
-            )
-        if arguments.plot.is_dir():
-            raise Refused(f"--plot {arguments.plot}: is a directory; choose a file")
+        require_writable(arguments.plot, "--plot")
     flags = ("mask_draws", "breakdown", "baseline", "plot")
     passed = [name for name in flags if getattr(arguments, name) not in (None, False)]
     return f"--{passed[0].replace('_', '-')}" if passed else ""

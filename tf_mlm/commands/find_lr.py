@@ -1,13 +1,11 @@
 """`tf-mlm find-lr`."""
 
 import argparse
-import os
 import shlex
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from tf_mlm.atomic_files import write_atomically
+from tf_mlm.atomic_files import require_writable, write_atomically
 from tf_mlm.commands.libraries import start_libraries
 from tf_mlm.commands.train import SHORT_FLAGS, add_settings, given_settings
 from tf_mlm.config import find_recipe, load_config
@@ -57,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
         )
     settings = given_settings(arguments)
     config = load_config(find_recipe(arguments.config) if arguments.config is not None else None, settings)
-    _check_writable(arguments.plot)
+    require_writable(arguments.plot, "--plot")
     start_libraries(config, arguments.verbose)
     from tf_mlm.data.prepared import describe_data
     from tf_mlm.run.directory import RunDirectory, new_run_path
@@ -78,18 +76,6 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"written            {arguments.plot}")
     if command:
         print(f"next               {command}")
-
-
-def _check_writable(plot: Path) -> None:
-    """Refuse a file that cannot be written, before the training starts."""
-    try:
-        if plot.is_dir():
-            raise IsADirectoryError(0, "is a directory")
-        if plot.exists() and not os.access(plot, os.W_OK):
-            raise PermissionError(0, "is read-only")
-        tempfile.TemporaryFile(dir=plot.parent).close()
-    except OSError as error:
-        raise Refused(f"--plot {plot}: cannot be written: {error.strerror}; choose another file") from None
 
 
 def train_command(config: str | None, settings: dict[str, Any], rate: float | None) -> str | None:

@@ -217,8 +217,6 @@ def _names_in(label: Any) -> set[str]:
 def _load_tables(config: Config, wanted: set[str] | None) -> dict[str, Table]:
     if config.data.dataset == SAMPLE:
         raise Refused("data.dataset = 'sample': the sample corpus has no labels; pass a labeled dataset")
-    if config.data.streaming:
-        raise Refused("data.streaming = true: labeled data cannot be streamed; omit data.streaming")
     return load_tables(config.data, wanted)
 
 

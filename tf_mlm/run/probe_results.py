@@ -24,6 +24,7 @@ _TITLES = {
     "tf-idf": "TF-IDF (control)",
     "majority": "majority class (control)",
 }
+_ALONE = "model"  # title of `adapted` if there is no starting model
 _METRICS = {"accuracy": "accuracy", "macro_f1": "macro F1"}
 
 
@@ -111,6 +112,15 @@ class ProbeResults:
     def as_json(self) -> str:
         return dump_json(asdict(self)) + "\n"
 
+    def title(self, method: str) -> str:
+        """Name of a method in tables and plots."""
+        return _ALONE if method == "adapted" and "starting" not in self.models else _TITLES[method]
+
+    def describe_input(self) -> str:
+        """How much of each text the methods read, as a sentence."""
+        models = "Both models read" if "starting" in self.models else "The model reads"
+        return f"{models} the first {self.sequence_length} tokens of each text; TF-IDF reads the whole text."
+
     def describe(self) -> str:
         """The table, as lines of text."""
         header, *rows = _rows(self)
@@ -119,7 +129,8 @@ class ProbeResults:
             f"probe of {self.dataset}: {self.num_train_documents:,} training and {self.num_test_documents:,} test "
             f"documents, labels {', '.join(self.labels[:8])}{' …' if len(self.labels) > 8 else ''}"
         ]
-        lines += [f"{name:<8}  {model}" for name, model in self.models.items()]
+        lines += [f"{self.title(method):<16}  {model}" for method, model in self.models.items()]
+        lines.append(self.describe_input())
         for row in (header, *rows):
             lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
         lines += self.skipped
@@ -182,7 +193,7 @@ def probe_section(results: ProbeResults) -> str:
 
 Logistic regression on frozen features ({results.pooling} pooling of the last hidden states) of the labeled texts of
 {dataset}: {results.num_test_documents:,} test documents, mean ± standard deviation over random draws of the labels.
-{differences}{seen}Computed by `tf-mlm probe`.
+{results.describe_input()} {differences}{seen}Computed by `tf-mlm probe`.
 
 ![Accuracy over the number of labels](probe.png)
 
@@ -203,7 +214,7 @@ def plot_probe(results: ProbeResults) -> bytes:
         style: dict[str, Any] = (
             {"linewidth": 2, "marker": "o"} if is_model else {"linewidth": 1.3, "linestyle": (0, (4, 3))}
         )
-        axes.plot(x, means, color=_COLORS[method], label=_TITLES[method], markersize=4.5, **style)
+        axes.plot(x, means, color=_COLORS[method], label=results.title(method), markersize=4.5, **style)
         if method != "majority":
             axes.fill_between(x, means - deviations, means + deviations, color=_COLORS[method], alpha=0.15, linewidth=0)
     axes.set_xscale("log")
@@ -222,7 +233,8 @@ def plot_probe(results: ProbeResults) -> bytes:
 def _rows(results: ProbeResults) -> list[list[str]]:
     """The cells of the table, header first."""
     methods = [method for method in _COLORS if method in results.sizes[0].scores]
-    rows = [["metric", "labels per class", *methods, *(["difference"] if "starting" in results.models else [])]]
+    titles = [results.title(method) for method in methods]
+    rows = [["metric", "labels per class", *titles, *(["difference"] if "starting" in results.models else [])]]
     for metric, title in _METRICS.items():
         for size in results.sizes:
             row = [title, size.name, *(_show(size.scores[method][metric], size.num_draws) for method in methods)]
