@@ -40,17 +40,7 @@ def prepare(training: TrainingConfig, verbose: bool = False) -> None:
     Importing TensorFlow prints several lines at any log level. They are shown only if the import fails or `verbose` is
     true.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if verbose else "3")
-    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # transformers' TF models are Keras 2 models
-    os.environ.setdefault("USE_TORCH", "0")  # an installed PyTorch is not imported
-    os.environ.setdefault("USE_JAX", "0")
-    if not verbose:
-        os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # an error is reported once, by the command line
-        os.environ.setdefault("DATASETS_VERBOSITY", "error")
-    require_writable_cache()
-    if not sys.stderr.isatty():
-        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    set_environment(verbose)
     flags = os.environ.get("TF_XLA_FLAGS", "")
     if training.xla != "off" and not has_nvidia_gpu() and _ELEMENT_WISE_CLUSTERS not in flags:
         os.environ["TF_XLA_FLAGS"] = f"{flags} {_ELEMENT_WISE_CLUSTERS}".strip()
@@ -66,6 +56,21 @@ def prepare(training: TrainingConfig, verbose: bool = False) -> None:
     if not verbose:
         tf.get_logger().setLevel("ERROR")
         transformers.logging.set_verbosity_error()
+
+
+def set_environment(verbose: bool = False) -> None:
+    """Set the environment for the Hugging Face libraries and TensorFlow, before one of them is imported."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if verbose else "3")
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # transformers' TF models are Keras 2 models
+    os.environ.setdefault("USE_TORCH", "0")  # an installed PyTorch is not imported
+    os.environ.setdefault("USE_JAX", "0")
+    if not verbose:
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # an error is reported once, by the command line
+        os.environ.setdefault("DATASETS_VERBOSITY", "error")
+    require_writable_cache()
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def require_writable_cache() -> None:

@@ -9,15 +9,24 @@ from tf_mlm.hub import Source
 
 def start_libraries(config: Config, verbose: bool = False, other_models: Sequence[str] = ()) -> None:
     """Import the libraries for a training or an evaluation with `config`, which also loads `other_models`."""
-    sources = [config.model.source] if config.model.name else []
-    sources += map(Source.of, other_models)
-    sources += [config.data.source] if config.data.dataset != "sample" else []
-    _start(sources, config.training, verbose)
+    _start([*_sources(config), *map(Source.of, other_models)], config.training, verbose)
+
+
+def start_data_libraries(config: Config, verbose: bool = False) -> None:
+    """Prepare the import of the Hugging Face libraries for data and tokenizer of `config`, without TensorFlow."""
+    if any(source.path is None for source in _sources(config)):
+        hub.connect()
+    runtime.set_environment(verbose)
 
 
 def start_libraries_for(*models: str) -> None:
     """Import the libraries to use `models` once, without XLA: compilation would take longer than it saves."""
     _start(list(map(Source.of, models)), TrainingConfig(xla="off"), verbose=False)
+
+
+def _sources(config: Config) -> list[Source]:
+    sources = [config.model.source] if config.model.name else []
+    return [*sources, *([config.data.source] if config.data.dataset != "sample" else [])]
 
 
 def _start(sources: list[Source], training: TrainingConfig, verbose: bool) -> None:

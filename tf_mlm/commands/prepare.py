@@ -1,0 +1,58 @@
+"""`tf-mlm prepare`."""
+
+import argparse
+import os
+from pathlib import Path
+
+from tf_mlm.commands.libraries import start_data_libraries
+from tf_mlm.commands.train import SHORT_FLAGS, add_settings, given_settings
+from tf_mlm.config import find_recipe, load_config
+from tf_mlm.errors import Refused
+
+NAME = "prepare"
+DESCRIPTION = "Tokenize a large corpus in several processes, for train --dataset. Repeat it to continue after a kill."
+DOCUMENTS_PER_SHARD = 10_000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = f"{parser.prog} [--config NAME_OR_FILE] --output DIR [FLAG VALUE ...] [--section.key VALUE ...]"
+    add_settings(parser)
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="directory for the sequences")
+    parser.add_argument(
+        "--num-workers", type=int, default=os.cpu_count(), metavar="N", help="number of processes [one per core]"
+    )
+    parser.add_argument(
+        "--documents-per-shard",
+        type=int,
+        default=DOCUMENTS_PER_SHARD,
+        metavar="N",
+        help=f"documents in one part of the output, which one process writes [{DOCUMENTS_PER_SHARD}]",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    for flag in ("num_workers", "documents_per_shard"):
+        if getattr(arguments, flag) < 1:
+            raise Refused(f"--{flag.replace('_', '-')} {getattr(arguments, flag)}: must be at least 1")
+    settings = given_settings(arguments)
+    config = load_config(find_recipe(arguments.config) if arguments.config is not None else None, settings)
+    if config.objective.name != "masked":
+        raise Refused(f"objective.name = {config.objective.name!r}: prepare supports only 'masked'; omit the setting")
+    if config.data.streaming:
+        raise Refused("data.streaming = true: prepare reads the whole dataset; omit data.streaming")
+    start_data_libraries(config, arguments.verbose)
+    from tf_mlm.training.preparation import describe_shards, prepare
+
+    flags = {"--config": arguments.config} if arguments.config is not None else {}
+    short = {name: flag for flag, name in SHORT_FLAGS.items()}
+    flags |= {short.get(name, f"--{name}"): value for name, value in settings.items()}
+    if arguments.documents_per_shard != DOCUMENTS_PER_SHARD:
+        flags["--documents-per-shard"] = str(arguments.documents_per_shard)
+    shards = prepare(
+        config,
+        arguments.output,
+        flags,
+        documents_per_shard=arguments.documents_per_shard,
+        num_workers=arguments.num_workers,
+    )
+    print(describe_shards(shards))
