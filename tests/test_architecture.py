@@ -20,6 +20,7 @@ ORDER = [
     "tf_mlm.data.corpus",
     "tf_mlm.data.sequences",
     "tf_mlm.data.joined_rows",
+    "tf_mlm.data.duplicates",
     "tf_mlm.data.shards",
     "tf_mlm.data.masking",
     "tf_mlm.data.pipeline",

@@ -94,22 +94,19 @@ def test_one_shard_has_the_files_of_the_cache_of_training(tmp_path: Path, monkey
     config = load_config(Path("tiny.toml"))
     corpus = load_corpus(config.data, config.training.seed)
     plain = prepare_data(config, corpus, load_tokenizer(config.model, corpus.train["text"]))
-    cached = {path.name: path.read_bytes() for path in (tmp_path / "cache/tf_mlm").glob("*/*")}
-    by_size = sorted((tmp_path / "cache/tf_mlm").glob("sequences-*/"), key=lambda path: -sum(map(len, path.parts)))
-    assert len(by_size) == 2 and cached
-    found = {tuple(path.read_bytes() for path in sorted(folder.iterdir())) for folder in by_size}
-    assert found == {
-        tuple(path.read_bytes() for path in sorted(Path(f"DIR/{split}/shard-00000").iterdir()))
-        for split in ("train", "validation")
-    }
+    cached, shards_found = (
+        {tuple(path.read_bytes() for path in sorted(folder.iterdir())) for folder in folders}
+        for folders in ((tmp_path / "cache/tf_mlm").glob("sequences-*/"), Path("DIR").glob("*/shard-00000"))
+    )
+    assert len(cached) == 2 and cached == shards_found
     shards = shards_of("DIR")
     assert shards.held_out == corpus.held_out is True and shards.num_overlap == corpus.num_overlap
     np.testing.assert_array_equal(shards.train_hashes, corpus.train_hashes)
     again = prepare_data(config, shards, load_tokenizer(config.model, corpus.train["text"]))
     np.testing.assert_array_equal(again.train_rows, plain.train_rows)
-    different = {"fingerprint", "prepared_from"}
-    assert {name: value for name, value in again.facts.items() if name not in different} == {
-        name: value for name, value in plain.facts.items() if name not in different
+    different = {"fingerprint", "prepared_from", "dropped_repeated"}
+    assert {name: again.facts[name] for name in again.facts.keys() - different} == {
+        name: plain.facts[name] for name in plain.facts.keys() - different
     }
     assert again.unigram_entropy == plain.unigram_entropy
 
@@ -154,6 +151,42 @@ assert "tensorflow" not in sys.modules
     )
     assert (result.returncode, result.stderr) == (0, "")
     assert Path("DIR/prepared.json").exists()
+
+
+# Duplicates
+
+
+def write_repeated_reviews() -> None:
+    """60 reviews of 40 words. Every sixth repeats the first one: with one changed word, in capitals, or unchanged."""
+    random = np.random.default_rng(0)
+    lines: list[str] = []
+    for number in range(60):
+        words = [f"word{word}" for word in random.integers(0, 300, 40)]
+        if number and number % 6 == 0:
+            words = [*lines[0].split(), f"end{number}"] if number % 18 == 0 else lines[0].upper().split()
+        lines.append(" ".join(words))
+    Path("reviews.txt").write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("method, expected", [("exact", 6), ("near", 9)])
+def test_duplicates_are_dropped_for_any_number_of_workers(method: str, expected: int, capsys: Capture) -> None:
+    """Reviews 6, 12, …, 54 repeat review 0; exactly, except for 18, 36 and 54."""
+    if method == "near":
+        pytest.importorskip("datasketch")
+    write_repeated_reviews()
+    flags = ("--dataset", "reviews.txt", "--documents-per-shard", "16", "--data.validation_fraction", "0.3")
+    assert prepare("NONE", *flags) == 0
+    assert prepare("DIR", *flags, "--deduplicate", method) == 0
+    assert prepare("ONE", *flags, "--deduplicate", method, "--num-workers", "1") == 0
+    assert files(Path("DIR")) == files(Path("ONE"))
+    shards = shards_of("DIR")
+    assert sum(shards.num_repeated.values()) + shards_of("NONE").num_overlap == expected
+    assert f" training documents that {'nearly ' * (method == 'near')}repeat an earlier one" in capsys.readouterr().out
+    for split in ("train", "validation"):
+        kept, all_documents = shards.load(split), shards_of("NONE").load(split)
+        assert kept.num_documents == all_documents.num_documents - shards.num_repeated[split]
+    assert len(shards.train_hashes) == shards.load("train").num_documents
+    assert not Path("DIR/signatures").exists()
 
 
 # Interruptions
@@ -351,12 +384,16 @@ def test_a_command_that_needs_texts_refuses_a_prepared_directory(
         (("--num-workers", "0"), "error: --num-workers 0: must be at least 1"),
         (("--data.streaming", "--dataset", "a/b"), "error: data.streaming = true: prepare reads the whole dataset; "
          "omit data.streaming"),
+        (("--duplicate-threshold", "0.5"), "error: --duplicate-threshold: has no effect without --deduplicate near; "
+         "omit it"),
+        (("--deduplicate", "near", "--duplicate-threshold", "1"), "error: --duplicate-threshold 1: must be at least "
+         "0.1 and at most 0.99"),
         (("--dataset", "missing.txt"), "error: data.dataset: missing.txt: no such file or directory, or no permission "
          "to read it; check the path"),
         (("--output", "tiny.toml"), "error: --output tiny.toml: is a file; pass a directory"),
         (("--output", "."), "error: --output .: is not empty (it contains tiny.toml); choose a new directory"),
     ],
-    ids=["num-workers", "streaming", "missing", "file", "not empty"],
+    ids=["num-workers", "streaming", "no near", "threshold", "missing", "file", "not empty"],
 )  # fmt: skip
 def test_a_wrong_request_is_refused_and_leaves_nothing(capsys: Capture, flags: tuple[str, ...], expected: str) -> None:
     assert refusal(capsys, main, "prepare", *TINY, "--output", "DIR", *flags) == expected
@@ -367,10 +404,11 @@ def test_a_wrong_request_is_refused_and_leaves_nothing(capsys: Capture, flags: t
     [
         (("--data.sequence_length", "64"), "with --data.sequence_length 32, not 64; pass the same value, or "),
         (("--documents-per-shard", "7"), "with --documents-per-shard 500, not 7; pass the same value, or "),
+        (("--deduplicate", "exact"), "with --deduplicate none, not exact; pass the same value, or "),
         (("--model.vocab_size", "200"), "with another tokenizer; "),
         (("--seed", "8", "--model", "{model}"), "from other documents; "),
     ],
-    ids=["sequence_length", "documents-per-shard", "tokenizer", "documents"],
+    ids=["sequence_length", "documents-per-shard", "deduplicate", "tokenizer", "documents"],
 )  # fmt: skip
 def test_preparing_with_other_settings_into_the_same_directory_is_refused(
     prepared: Path, capsys: Capture, flags: tuple[str, ...], expected: str

@@ -12,6 +12,7 @@ from tf_mlm.errors import Refused
 NAME = "prepare"
 DESCRIPTION = "Tokenize a large corpus in several processes, for train --dataset. Repeat it to continue after a kill."
 DOCUMENTS_PER_SHARD = 10_000
+DUPLICATE_THRESHOLD = 0.8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,12 +29,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"documents in one part of the output, which one process writes [{DOCUMENTS_PER_SHARD}]",
     )
+    parser.add_argument(
+        "--deduplicate",
+        choices=("none", "exact", "near"),
+        default="none",
+        help="drop documents that repeat an earlier one: exactly except for case and white space, or nearly, by "
+        "MinHash (requires the extra prepare) [none]",
+    )
+    parser.add_argument(
+        "--duplicate-threshold",
+        type=float,
+        metavar="SHARE",
+        help="with --deduplicate near: similarity of two duplicates, the share of common word 5-grams "
+        f"[{DUPLICATE_THRESHOLD}]",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
     for flag in ("num_workers", "documents_per_shard"):
         if getattr(arguments, flag) < 1:
             raise Refused(f"--{flag.replace('_', '-')} {getattr(arguments, flag)}: must be at least 1")
+    threshold = arguments.duplicate_threshold
+    if threshold is not None and arguments.deduplicate != "near":
+        raise Refused("--duplicate-threshold: has no effect without --deduplicate near; omit it")
+    if threshold is not None and not 0.1 <= threshold <= 0.99:
+        raise Refused(f"--duplicate-threshold {threshold:g}: must be at least 0.1 and at most 0.99")
     settings = given_settings(arguments)
     config = load_config(find_recipe(arguments.config) if arguments.config is not None else None, settings)
     if config.objective.name != "masked":
@@ -41,18 +61,24 @@ def run(arguments: argparse.Namespace) -> None:
     if config.data.streaming:
         raise Refused("data.streaming = true: prepare reads the whole dataset; omit data.streaming")
     start_data_libraries(config, arguments.verbose)
+    from tf_mlm.data.duplicates import require_method
     from tf_mlm.training.preparation import describe_shards, prepare
 
+    require_method(arguments.deduplicate)
     flags = {"--config": arguments.config} if arguments.config is not None else {}
     short = {name: flag for flag, name in SHORT_FLAGS.items()}
     flags |= {short.get(name, f"--{name}"): value for name, value in settings.items()}
-    if arguments.documents_per_shard != DOCUMENTS_PER_SHARD:
-        flags["--documents-per-shard"] = str(arguments.documents_per_shard)
+    defaults = {"documents_per_shard": DOCUMENTS_PER_SHARD, "deduplicate": "none", "duplicate_threshold": None}
+    for name, default in defaults.items():
+        if (value := getattr(arguments, name)) != default:
+            flags[f"--{name.replace('_', '-')}"] = str(value)
     shards = prepare(
         config,
         arguments.output,
         flags,
         documents_per_shard=arguments.documents_per_shard,
         num_workers=arguments.num_workers,
+        deduplicate=arguments.deduplicate,
+        duplicate_threshold=DUPLICATE_THRESHOLD if threshold is None else threshold,
     )
     print(describe_shards(shards))

@@ -170,7 +170,7 @@ def prepare_data(config: Config, corpus: Corpus | Shards, tokenizer: PreTrainedT
         "fingerprint": f"{corpus.train_fingerprint}-{corpus.validation_fingerprint}",
     }
     if isinstance(corpus, Shards):
-        facts["prepared_from"] = corpus.origin
+        facts |= {"prepared_from": corpus.origin, "dropped_repeated": sum(corpus.num_repeated.values())}
     return MaskedData(
         train,
         validation,
@@ -196,6 +196,8 @@ def describe_data(facts: dict[str, Any]) -> str:
         lines.append(
             f"dropped    {facts['dropped_overlap']:>10,} validation documents that are also training documents"
         )
+    if facts.get("dropped_repeated"):
+        lines.append(f"dropped    {facts['dropped_repeated']:>10,} documents that repeat an earlier one")
     if facts.get("dropped_unlabeled"):
         lines.append(f"dropped    {facts['dropped_unlabeled']:>10,} documents without a label")
     if "label_names" in facts:

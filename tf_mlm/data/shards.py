@@ -27,7 +27,7 @@ from tf_mlm.data.sequences import Sequences, read_sequences
 from tf_mlm.errors import Refused
 
 SPLITS = ("train", "validation")
-PREPARE_FLAGS = ("--documents-per-shard",)  # that `train` does not have
+PREPARE_FLAGS = ("--documents-per-shard", "--deduplicate", "--duplicate-threshold")  # that `train` does not have
 
 VERSION = 1  # of the layout: change it when the written files change
 SEQUENCE_SETTINGS = ("sequence_length", "line_by_line", "overflow")
@@ -51,6 +51,11 @@ class Shards:
     @property
     def num_overlap(self) -> int:
         return int(self.record["num_overlap"])
+
+    @property
+    def num_repeated(self) -> dict[str, int]:
+        """Documents of each split that `--deduplicate` dropped; empty without it."""
+        return dict(self.record.get("num_repeated", {}))
 
     @property
     def held_out(self) -> bool:

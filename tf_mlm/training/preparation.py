@@ -6,11 +6,11 @@ import pickle
 import shutil
 import signal
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import datasets
 import filelock
@@ -22,6 +22,8 @@ from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
 from tf_mlm.atomic_files import atomic_directory, recover, write_atomically
 from tf_mlm.config import Config, DataConfig
 from tf_mlm.data.corpus import Corpus, load_corpus
+from tf_mlm.data.duplicates import Method, build_signatures, find_duplicates
+from tf_mlm.data.joined_rows import join_rows
 from tf_mlm.data.local_files import PREPARED, STARTED, is_prepared
 from tf_mlm.data.sequences import batches_of, unigram_counts, write_sequences
 from tf_mlm.data.shards import (
@@ -42,9 +44,15 @@ from tf_mlm.run.directory import describe_bytes, free_bytes
 from tf_mlm.training.callbacks.stop_signals import is_main_thread
 from tf_mlm.worker_processes import map_unordered
 
+_SIGNATURES = "signatures"  # directory of temporary files
 _SAMPLED_DOCUMENTS = 256  # of each split, to estimate the size of the shards
 _SAMPLED_CHARACTERS = 10_000  # of each of them
-_SETTINGS = ("--documents-per-shard", *(f"--data.{key}" for key in SEQUENCE_SETTINGS))
+_SETTINGS = (
+    "--documents-per-shard",
+    "--deduplicate",
+    "--duplicate-threshold",
+    *(f"--data.{key}" for key in SEQUENCE_SETTINGS),
+)
 
 
 @dataclass(frozen=True)
@@ -71,14 +79,41 @@ class FinishedShard:
     facts: dict[str, Any]
     unigrams: np.ndarray
 
+    @property
+    def num_documents(self) -> int:
+        return int(self.facts["num_documents"]) + int(self.facts["num_empty"])
+
+
+@dataclass(frozen=True)
+class SignedBlock:
+    """A block whose signatures are complete in the file `path`; `place` orders the blocks of both splits."""
+
+    place: tuple[int, int]
+    path: Path
+    num_documents: int
+
+
+_Result = TypeVar("_Result", FinishedShard, SignedBlock)
+RunTasks = Callable[[Callable[[Block], Any], Iterable[Block]], Generator[Any, None, None]]
+"""Maps a function over blocks in several processes, and yields the results as they are completed."""
+
 
 def prepare(
-    config: Config, output: Path, flags: dict[str, Any], *, documents_per_shard: int, num_workers: int
+    config: Config,
+    output: Path,
+    flags: dict[str, Any],
+    *,
+    documents_per_shard: int,
+    num_workers: int,
+    deduplicate: Literal["none", "exact", "near"] = "none",
+    duplicate_threshold: float = 0.8,
 ) -> Shards:
     """Write the shards of the documents of `config` to `output`, or the missing ones of an interrupted preparation.
 
     Args:
         flags: the flags of the command, for the record.
+        deduplicate: drop documents that repeat an earlier one; see `duplicates`. Training documents come first.
+        duplicate_threshold: similarity of near duplicates.
 
     Raises:
         Refused: the data is missing or malformed, the disk is too small, or `output` contains something else.
@@ -97,6 +132,8 @@ def prepare(
         "data": asdict(config.data),
         "documents": {"train": corpus.train_fingerprint, "validation": corpus.validation_fingerprint},
         "documents_per_shard": documents_per_shard,
+        "deduplicate": deduplicate,
+        "duplicate_threshold": duplicate_threshold,
     }
     with _opened(output) as is_new:
         if not is_new:
@@ -107,29 +144,43 @@ def prepare(
         _check_disk(output, corpus, tokenizer, config.data)
         with atomic_directory(output / "tokenizer") as temporary:
             tokenizer.save_pretrained(str(temporary))
+        for folder in (*SPLITS, _SIGNATURES):
+            (output / folder).mkdir(exist_ok=True)
         write_atomically(output / STARTED, dump_json(record, indent=2) + "\n")
-        write = partial(write_shard, tokenizer=pickle.dumps(tokenizer), data=config.data)
-        blocks = _blocks(output, corpus, documents_per_shard)
-        total = sum(len(getattr(corpus, split)) for split in SPLITS)
-        shards: dict[str, dict[int, dict[str, Any]]] = {split: {} for split in SPLITS}
-        unigrams = {split: np.zeros(len(tokenizer), np.int64) for split in SPLITS}
-        with _interruptible(output), contextlib.closing(map_unordered(write, blocks, num_workers)) as finished:
-            for shard in _with_bar(finished, total):
-                shards[shard.split][shard.number] = shard.facts
-                unigrams[shard.split] += shard.unigrams
-        for split in SPLITS:
-            _save_array(output / f"{split}_unigrams.npy", unigrams[split])
+        run_tasks: RunTasks = partial(map_unordered, num_workers=num_workers)
+        with _interruptible(output):
+            if deduplicate != "none":
+                sign = partial(write_signatures, method=deduplicate)
+                blocks = _blocks(output, corpus, documents_per_shard)
+                signed = [*_with_bar("Comparing", run_tasks(sign, blocks), corpus)]
+                corpus, record["num_repeated"] = _drop_duplicates(corpus, signed, deduplicate, duplicate_threshold)
+            write = partial(write_shard, tokenizer=pickle.dumps(tokenizer), data=config.data)
+            blocks = _blocks(output, corpus, documents_per_shard)
+            finished = _with_bar("Tokenizing", run_tasks(write, blocks), corpus)
+            record["shards"] = _collect(output, finished, len(tokenizer))
         _save_array(output / "train_hashes.npy", corpus.train_hashes)
         record |= {
             "num_overlap": corpus.num_overlap,
             "held_out": corpus.held_out,
             "text_column": corpus.text_column,
             "columns": corpus.columns,
-            "shards": {split: [facts for _, facts in sorted(shards[split].items())] for split in SPLITS},
         }
+        shutil.rmtree(output / _SIGNATURES)
         write_atomically(output / PREPARED, dump_json(record, indent=2) + "\n")
         (output / STARTED).unlink()
         return Shards(output, record)
+
+
+def _collect(output: Path, finished: Iterable[FinishedShard], vocab_size: int) -> dict[str, list[dict[str, Any]]]:
+    """The facts of the shards of each split in order. Writes the occurrences of each token id."""
+    shards: dict[str, dict[int, dict[str, Any]]] = {split: {} for split in SPLITS}
+    unigrams = {split: np.zeros(vocab_size, np.int64) for split in SPLITS}
+    for shard in finished:
+        shards[shard.split][shard.number] = shard.facts
+        unigrams[shard.split] += shard.unigrams
+    for split in SPLITS:
+        _save_array(output / f"{split}_unigrams.npy", unigrams[split])
+    return {split: [facts for _, facts in sorted(shards[split].items())] for split in SPLITS}
 
 
 def write_shard(block: Block, tokenizer: bytes, data: DataConfig) -> FinishedShard:
@@ -157,6 +208,15 @@ def write_shard(block: Block, tokenizer: bytes, data: DataConfig) -> FinishedSha
     return FinishedShard(block.split, block.number, facts, unigram_counts(part, len(_unpickle(tokenizer))))
 
 
+def write_signatures(block: Block, method: Method) -> SignedBlock:
+    """Write the signatures of the documents of `block`, unless they are already complete."""
+    path = block.folder.parents[1] / _SIGNATURES / f"{block.split}-{block.number}.npy"
+    if not path.exists():
+        texts = (text for batch in batches_of(block.documents) for text in batch)
+        _save_array(path, build_signatures(texts, method))
+    return SignedBlock((SPLITS.index(block.split), block.number), path, len(block.documents))
+
+
 @lru_cache(1)
 def _unpickle(tokenizer: bytes) -> PreTrainedTokenizerFast:
     found: PreTrainedTokenizerFast = pickle.loads(tokenizer)
@@ -171,17 +231,47 @@ def _blocks(output: Path, corpus: Corpus, documents_per_shard: int) -> Iterator[
             yield Block(split, number, shard_path(output, split, number), documents.select(rows))
 
 
-def _with_bar(finished: Iterable[FinishedShard], total: int) -> Iterator[FinishedShard]:
+def _with_bar(what: str, results: Generator[_Result, None, None], corpus: Corpus) -> Iterator[_Result]:
     """Show the progress as a bar, or as a line for each tenth of the documents if stderr is not a terminal."""
-    done, is_terminal = 0, sys.stderr.isatty()
-    with tqdm(total=total, desc="Preparing", unit=" documents", disable=not is_terminal) as bar:
-        for shard in finished:
-            num_documents = shard.facts["num_documents"] + shard.facts["num_empty"]
-            done += num_documents
-            bar.update(num_documents)
-            if not is_terminal and done * 10 // total > (done - num_documents) * 10 // total:
-                print(f"prepared   {done:>10,} of {total:,} documents", flush=True)
-            yield shard
+    done, total, is_terminal = 0, sum(len(getattr(corpus, split)) for split in SPLITS), sys.stderr.isatty()
+    bar = tqdm(total=total, desc=what, unit=" documents", disable=not is_terminal)
+    with contextlib.closing(results), bar:
+        for result in results:
+            done += result.num_documents
+            bar.update(result.num_documents)
+            if not is_terminal and done * 10 // total > (done - result.num_documents) * 10 // total:
+                print(f"{what.lower():<11}{done:>10,} of {total:,} documents", flush=True)
+            yield result
+
+
+def _drop_duplicates(
+    corpus: Corpus, signed: list[SignedBlock], method: Method, threshold: float
+) -> tuple[Corpus, dict[str, int]]:
+    """`corpus` without the documents that repeat an earlier one, and their number in each split.
+
+    Raises:
+        Refused: no validation documents remain.
+    """
+    paths = [block.path for block in sorted(signed, key=lambda block: block.place)]
+    signatures = join_rows([np.load(path, mmap_mode="r", allow_pickle=False) for path in paths])
+    kept = ~find_duplicates(signatures, method, threshold)
+    train_rows, validation_rows = map(np.flatnonzero, np.split(kept, [len(corpus.train)]))
+    if not len(validation_rows):
+        raise Refused(
+            f"--deduplicate {method}: no validation documents remain, because all repeat others; pass another dataset, "
+            "or a higher --duplicate-threshold"
+        )
+    repeated = {
+        "train": len(corpus.train) - len(train_rows),
+        "validation": len(corpus.validation) - len(validation_rows),
+    }
+    corpus = replace(
+        corpus,
+        train=corpus.train.select(train_rows),
+        validation=corpus.validation.select(validation_rows),
+        train_hashes=corpus.train_hashes[train_rows],
+    )
+    return corpus, repeated
 
 
 def _check_output(output: Path) -> None:
@@ -221,10 +311,8 @@ def _opened(output: Path) -> Iterator[bool]:
 
 
 def _remove_temporary(output: Path) -> None:
-    recover(output)
-    for split in SPLITS:
-        (output / split).mkdir(exist_ok=True)
-        recover(output / split)
+    for folder in (output, *(output / split for split in SPLITS), output / _SIGNATURES):
+        recover(folder)
 
 
 def _check_record(output: Path, request: dict[str, Any]) -> None:
@@ -313,6 +401,9 @@ def describe_shards(shards: Shards) -> str:
         )
     if shards.text_column:
         lines.append(f"text       column {shards.text_column!r} of {', '.join(shards.columns)}")
+    for split, number in shards.num_repeated.items():
+        kind = {"exact": "repeat an earlier one", "near": "nearly repeat an earlier one"}[shards.record["deduplicate"]]
+        lines.append(f"dropped    {number:>10,} {'training' if split == 'train' else split} documents that {kind}")
     if shards.num_overlap:
         lines.append(f"dropped    {shards.num_overlap:>10,} validation documents that are also training documents")
     num_empty = sum(shard["num_empty"] for split in SPLITS for shard in shards.record["shards"][split])
