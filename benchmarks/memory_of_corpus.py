@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from functools import partial
 from pathlib import Path
 
 NUM_BATCHES, EPOCHS = 300, 20
@@ -89,10 +90,17 @@ def measure_prepare(arguments: argparse.Namespace) -> None:
 
     set_environment()
     from tf_mlm.training.preparation import prepare
+    from tf_mlm.worker_processes import map_unordered
 
     config = load_config(None, settings(arguments, "corpus.jsonl"))
     with PeakMemory() as memory:
-        prepare(config, arguments.folder / "prepared", {}, documents_per_shard=10_000, num_workers=1)
+        prepare(
+            config,
+            arguments.folder / "prepared",
+            {},
+            documents_per_shard=10_000,
+            run_tasks=partial(map_unordered, num_workers=1),
+        )
     print(json.dumps({"own": memory.own, "worker": memory.worker}))
 
 

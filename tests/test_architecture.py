@@ -13,6 +13,7 @@ ORDER = [
     "tf_mlm.config",
     "tf_mlm.runtime",
     "tf_mlm.worker_processes",
+    "tf_mlm.dask_cluster",
     "tf_mlm.data",
     "tf_mlm.data.local_files",
     "tf_mlm.data.readers",

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -151,6 +152,43 @@ assert "tensorflow" not in sys.modules
     )
     assert (result.returncode, result.stderr) == (0, "")
     assert Path("DIR/prepared.json").exists()
+
+
+# A Dask cluster
+
+
+def test_a_dask_cluster_writes_the_same_files(prepared: Path) -> None:
+    """A scheduler and two workers in processes of their own, as on several machines with one file system."""
+    pytest.importorskip("distributed")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    scheduler = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(port)]
+    worker = [sys.executable, "-m", "distributed.cli.dask_worker", f"tcp://127.0.0.1:{port}", "--nthreads", "1"]
+    commands = [[*scheduler, "--no-dashboard"], *[[*worker, "--no-dashboard", "--no-nanny"]] * 2]
+    processes = [subprocess.Popen(each, env=environment, stderr=subprocess.DEVNULL) for each in commands]
+    try:
+        flags = ["--documents-per-shard", "500", "--engine", "dask", "--scheduler", f"tcp://127.0.0.1:{port}"]
+        command = [sys.executable, "-m", "tf_mlm", "prepare", *TINY, "--output", "DIR", *flags]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    finally:
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.wait()
+    assert (result.returncode, result.stderr) == (0, "")
+    assert files(Path("DIR")) == files(prepared)
+
+
+def test_a_scheduler_that_does_not_answer_is_refused(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("distributed")
+    from tf_mlm import dask_cluster
+
+    monkeypatch.setattr(dask_cluster, "_CONNECT_SECONDS", 0.5)
+    flags = ("--engine", "dask", "--scheduler", "tcp://127.0.0.1:9")
+    line = refusal(capsys, main, "prepare", *TINY, "--output", "DIR", *flags)
+    assert line.startswith("error: --scheduler tcp://127.0.0.1:9: cannot be reached: ")
+    assert line.endswith("; pass the address of a running Dask scheduler")
 
 
 # Duplicates
@@ -384,6 +422,7 @@ def test_a_command_that_needs_texts_refuses_a_prepared_directory(
         (("--num-workers", "0"), "error: --num-workers 0: must be at least 1"),
         (("--data.streaming", "--dataset", "a/b"), "error: data.streaming = true: prepare reads the whole dataset; "
          "omit data.streaming"),
+        (("--scheduler", "tcp://host:8786"), "error: --scheduler: has no effect without --engine dask; omit it"),
         (("--duplicate-threshold", "0.5"), "error: --duplicate-threshold: has no effect without --deduplicate near; "
          "omit it"),
         (("--deduplicate", "near", "--duplicate-threshold", "1"), "error: --duplicate-threshold 1: must be at least "
@@ -393,7 +432,7 @@ def test_a_command_that_needs_texts_refuses_a_prepared_directory(
         (("--output", "tiny.toml"), "error: --output tiny.toml: is a file; pass a directory"),
         (("--output", "."), "error: --output .: is not empty (it contains tiny.toml); choose a new directory"),
     ],
-    ids=["num-workers", "streaming", "no near", "threshold", "missing", "file", "not empty"],
+    ids=["num-workers", "streaming", "no dask", "no near", "threshold", "missing", "file", "not empty"],
 )  # fmt: skip
 def test_a_wrong_request_is_refused_and_leaves_nothing(capsys: Capture, flags: tuple[str, ...], expected: str) -> None:
     assert refusal(capsys, main, "prepare", *TINY, "--output", "DIR", *flags) == expected

@@ -13,8 +13,6 @@ from typing import Any, Literal
 import numpy as np
 import xxhash
 
-from tf_mlm.errors import Refused
-
 Method = Literal["exact", "near"]
 
 NUM_PERMUTATIONS = 128
@@ -22,20 +20,6 @@ _WORDS_PER_SHINGLE = 5
 _PAIRS_PER_CHUNK = 100_000  # whose signatures are compared at a time
 _BLANK = {"exact": xxhash.xxh3_64_intdigest(b""), "near": 2**32 - 1}
 """Signature of a text without words."""
-
-
-def require_method(method: str) -> None:
-    """
-    Raises:
-        Refused: the library of the method is not installed.
-    """
-    if method == "near":
-        try:
-            import datasketch  # noqa: F401
-        except ImportError:
-            raise Refused(
-                "--deduplicate near: requires datasketch; install the extra `prepare`, or pass --deduplicate exact"
-            ) from None
 
 
 def normalize(text: str | None) -> str:

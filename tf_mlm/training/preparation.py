@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -42,7 +42,6 @@ from tf_mlm.json_text import dump_json
 from tf_mlm.model.tokenizer import load_tokenizer
 from tf_mlm.run.directory import describe_bytes, free_bytes
 from tf_mlm.training.callbacks.stop_signals import is_main_thread
-from tf_mlm.worker_processes import map_unordered
 
 _SIGNATURES = "signatures"  # directory of temporary files
 _SAMPLED_DOCUMENTS = 256  # of each split, to estimate the size of the shards
@@ -104,7 +103,7 @@ def prepare(
     flags: dict[str, Any],
     *,
     documents_per_shard: int,
-    num_workers: int,
+    run_tasks: RunTasks,
     deduplicate: Literal["none", "exact", "near"] = "none",
     duplicate_threshold: float = 0.8,
 ) -> Shards:
@@ -112,6 +111,7 @@ def prepare(
 
     Args:
         flags: the flags of the command, for the record.
+        run_tasks: maps a function over blocks, such as `map_unordered` with a number of processes.
         deduplicate: drop documents that repeat an earlier one; see `duplicates`. Training documents come first.
         duplicate_threshold: similarity of near duplicates.
 
@@ -147,7 +147,6 @@ def prepare(
         for folder in (*SPLITS, _SIGNATURES):
             (output / folder).mkdir(exist_ok=True)
         write_atomically(output / STARTED, dump_json(record, indent=2) + "\n")
-        run_tasks: RunTasks = partial(map_unordered, num_workers=num_workers)
         with _interruptible(output):
             if deduplicate != "none":
                 sign = partial(write_signatures, method=deduplicate)
@@ -187,12 +186,13 @@ def write_shard(block: Block, tokenizer: bytes, data: DataConfig) -> FinishedSha
     """Tokenize and pack the documents of `block`, unless its shard is already complete.
 
     Args:
-        tokenizer: the pickled tokenizer.
+        tokenizer: the pickled tokenizer. It is not shared, because packing changes its truncation.
     """
+    own_tokenizer: PreTrainedTokenizerFast = pickle.loads(tokenizer)
     part = read_shard(block.folder, data.sequence_length)
     if part is None or part.num_documents + part.num_empty != len(block.documents):
         with atomic_directory(block.folder) as temporary:
-            write_sequences(temporary, batches_of(block.documents), _unpickle(tokenizer), data)
+            write_sequences(temporary, batches_of(block.documents), own_tokenizer, data)
         part = read_shard(block.folder, data.sequence_length)
         assert part is not None
     digest = xxhash.xxh3_128()
@@ -205,7 +205,7 @@ def write_shard(block: Block, tokenizer: bytes, data: DataConfig) -> FinishedSha
         "num_sequences": len(part.lengths),
         "digest": digest.hexdigest(),
     }
-    return FinishedShard(block.split, block.number, facts, unigram_counts(part, len(_unpickle(tokenizer))))
+    return FinishedShard(block.split, block.number, facts, unigram_counts(part, len(own_tokenizer)))
 
 
 def write_signatures(block: Block, method: Method) -> SignedBlock:
@@ -217,18 +217,12 @@ def write_signatures(block: Block, method: Method) -> SignedBlock:
     return SignedBlock((SPLITS.index(block.split), block.number), path, len(block.documents))
 
 
-@lru_cache(1)
-def _unpickle(tokenizer: bytes) -> PreTrainedTokenizerFast:
-    found: PreTrainedTokenizerFast = pickle.loads(tokenizer)
-    return found
-
-
 def _blocks(output: Path, corpus: Corpus, documents_per_shard: int) -> Iterator[Block]:
     for split in SPLITS:
         documents = getattr(corpus, split)
         for number, start in enumerate(range(0, len(documents), documents_per_shard)):
             rows = range(start, min(start + documents_per_shard, len(documents)))
-            yield Block(split, number, shard_path(output, split, number), documents.select(rows))
+            yield Block(split, number, shard_path(output.absolute(), split, number), documents.select(rows))
 
 
 def _with_bar(what: str, results: Generator[_Result, None, None], corpus: Corpus) -> Iterator[_Result]:
