@@ -63,6 +63,16 @@ def prepare(training: TrainingConfig, verbose: bool = False, connect: Callable[[
 @contextlib.contextmanager
 def importing_tensorflow(training: TrainingConfig, verbose: bool = False) -> Iterator[None]:
     """Set the environment that TensorFlow and the Hugging Face libraries read, and import them in the block."""
+    set_environment(verbose)
+    flags = os.environ.get("TF_XLA_FLAGS", "")
+    if training.xla != "off" and not has_nvidia_gpu() and _ELEMENT_WISE_CLUSTERS not in flags:
+        os.environ["TF_XLA_FLAGS"] = f"{flags} {_ELEMENT_WISE_CLUSTERS}".strip()
+    with contextlib.nullcontext() if verbose else captured_stderr():
+        yield
+
+
+def set_environment(verbose: bool = False) -> None:
+    """Set the environment for the Hugging Face libraries and TensorFlow, before one of them is imported."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if verbose else "3")
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # transformers' TF models are Keras 2 models
     os.environ.setdefault("USE_TORCH", "0")  # an installed PyTorch is not imported
@@ -74,11 +84,6 @@ def importing_tensorflow(training: TrainingConfig, verbose: bool = False) -> Ite
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    flags = os.environ.get("TF_XLA_FLAGS", "")
-    if training.xla != "off" and not has_nvidia_gpu() and _ELEMENT_WISE_CLUSTERS not in flags:
-        os.environ["TF_XLA_FLAGS"] = f"{flags} {_ELEMENT_WISE_CLUSTERS}".strip()
-    with contextlib.nullcontext() if verbose else captured_stderr():
-        yield
 
 
 def require_writable_cache() -> None:

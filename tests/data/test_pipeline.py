@@ -1,5 +1,6 @@
 """Claims about order and batches: a function of (seed, epoch), begun at any step, every batch of one shape."""
 
+import tracemalloc
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -191,6 +192,20 @@ def test_filler_rows_complete_a_batch_larger_than_the_data(tensorflow: Any) -> N
     dataset = build_train_dataset(collator(), ROWS[:3], batch_size=16, seed=42, epochs=1)
     found = indices(list(dataset.take(1).as_numpy_iterator()))
     assert sorted(found[:3]) == [3, 4, 5] and found[3:] == [-1] * 13
+
+
+def test_memory_does_not_grow_with_the_number_of_epochs() -> None:
+    """A table of these epochs would have 10^11 rows."""
+    rows = np.arange(100_000)
+    tracemalloc.start()
+    try:
+        dataset = build_train_dataset(collator(), rows % 30, batch_size=BATCH, seed=42, epochs=10**6, first_batch=10**9)
+        found = indices(list(dataset.take(2).as_numpy_iterator()))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found == (epoch_order(100_000, 42, 40_001)[:8] % 30).tolist()
+    assert peak < 10 * rows.nbytes
 
 
 # --- validation batches

@@ -338,8 +338,8 @@ def test_any_pipeline_arguments_give_every_sequence_once(cases: int, monkeypatch
     """Every epoch has every sequence once. A start at any step gives the same rows as the whole pipeline."""
 
     class Table:
-        def __init__(self, collator: Any, epoch: np.ndarray, index: np.ndarray, batch_size: int):
-            self.rows = np.stack([epoch, index])
+        def __init__(self, collator: Any, examples: Any, batch_size: int):
+            self.rows = np.stack([examples[:][name] for name in ("epoch", "index")])
             assert self.rows.shape[1] % batch_size == 0
 
         def repeat(self) -> "Table":

@@ -18,15 +18,24 @@ def start_libraries(
     Args:
         connect: connects the workers of a multi-worker training.
     """
-    sources = [config.model.source] if config.model.name else []
-    sources += map(Source.of, other_models)
-    sources += [config.data.source] if config.data.dataset != "sample" else []
-    _start(sources, config.training, verbose, connect)
+    _start([*_sources(config), *map(Source.of, other_models)], config.training, verbose, connect)
+
+
+def start_data_libraries(config: Config, verbose: bool = False) -> None:
+    """Prepare the import of the Hugging Face libraries for data and tokenizer of `config`, without TensorFlow."""
+    if any(source.path is None for source in _sources(config)):
+        hub.connect()
+    runtime.set_environment(verbose)
 
 
 def start_libraries_for(*models: str) -> None:
     """Import the libraries to use `models` once, without XLA: compilation would take longer than it saves."""
     _start(list(map(Source.of, models)), TrainingConfig(xla="off"), verbose=False)
+
+
+def _sources(config: Config) -> list[Source]:
+    sources = [config.model.source] if config.model.name else []
+    return [*sources, *([config.data.source] if config.data.dataset != "sample" else [])]
 
 
 def _start(

@@ -18,6 +18,7 @@ from tf_mlm.commands import (
     find_lr,
     finetune,
     predict,
+    prepare,
     probe,
     score,
     train,
@@ -27,6 +28,7 @@ from tf_mlm.errors import Interrupted, NonFiniteLoss, Refused, WorkerFailed
 
 COMMANDS: tuple[Any, ...] = (
     train,
+    prepare,
     find_lr,
     fill_mask,
     score,

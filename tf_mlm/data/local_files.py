@@ -18,6 +18,9 @@ from huggingface_hub import DatasetCardData, metadata_load
 
 from tf_mlm.errors import Refused
 
+PREPARED, STARTED = "prepared.json", "started.json"
+"""Files of a directory that `tf-mlm prepare` wrote, and of one that it began to write; see `shards`."""
+
 KINDS = ("txt", "csv", "tsv", "json", "jsonl", "ndjson", "parquet")
 
 
@@ -39,6 +42,8 @@ def find_split_files(path: str, config_name: str = "") -> dict[str, list[Path]]:
             directory.
     """
     root = Path(os.path.expanduser(path))
+    if is_prepared(root):
+        raise refusal(path, "contains token ids, not texts, because tf-mlm prepare wrote it; pass a dataset with text")
     if path and os.path.isdir(root):
         return _find_in_folder(root, config_name)
     if config_name:
@@ -54,6 +59,11 @@ def find_split_files(path: str, config_name: str = "") -> dict[str, list[Path]]:
         raise refusal(path or "''", "no such file or directory, or no permission to read it; check the path")
     require_known_kinds(files)
     return {"": files}
+
+
+def is_prepared(path: Path) -> bool:
+    """Whether `path` is a directory that `tf-mlm prepare` wrote or began to write."""
+    return (path / PREPARED).is_file() or (path / STARTED).is_file()
 
 
 def _find_in_folder(folder: Path, config_name: str) -> dict[str, list[Path]]:

@@ -1,9 +1,11 @@
 """Sequences to batches: the order of each epoch, and the `tf.data` pipeline for `model.fit`."""
 
 from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset
 from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
 
@@ -29,6 +31,10 @@ class Share(NamedTuple):
     first: int
     end: int
     batch_size: int
+
+    @property
+    def num_rows(self) -> int:
+        return self.end - self.first
 
 
 def steps_per_epoch(num_sequences: int, batch_size: int) -> int:
@@ -95,38 +101,68 @@ def build_train_dataset(
         `tf.data.Dataset` of ({input_ids, attention_mask, ...}, labels), each int32 [batch_size, length]. It repeats
         forever, because Keras restarts a finite dataset whose size equals `steps_per_epoch`.
     """
-    per_epoch = steps_per_epoch(len(rows), batch_size) * batch_size
-    table_epoch = np.repeat(np.arange(1, epochs + 1, dtype=np.int32), per_epoch)
-    table_index = np.full((epochs, per_epoch), -1, np.int32)
-    for epoch in range(first_batch * batch_size // per_epoch, epochs):
-        table_index[epoch, : len(rows)] = rows[epoch_order(len(rows), seed, epoch + 1)]
-    first_row = first_batch * batch_size
-    table = table_epoch[first_row:], table_index.reshape(-1)[first_row:]
-    return _to_tf_dataset(collator, *table, batch_size, share).repeat()
+    order = lru_cache(1)(partial(epoch_order, len(rows), seed))
+    examples = _Examples(rows, order, batch_size, 1, epochs, first_batch, share)
+    return _to_tf_dataset(collator, examples, batch_size, share).repeat()
 
 
 def build_validation_dataset(
     collator: Collator, rows: np.ndarray, *, batch_size: int, share: Share | None = None
 ) -> Any:
     """One pass over `rows` in order; shapes and dtypes as in `build_train_dataset`."""
-    index = np.full(steps_per_epoch(len(rows), batch_size) * batch_size, -1, np.int32)
-    index[: len(rows)] = rows
-    return _to_tf_dataset(collator, np.zeros_like(index), index, batch_size, share)
+    order = lru_cache(1)(lambda epoch: np.arange(len(rows)))
+    return _to_tf_dataset(collator, _Examples(rows, order, batch_size, 0, 1, share=share), batch_size, share)
 
 
-def _to_tf_dataset(
-    collator: Collator, epoch: np.ndarray, index: np.ndarray, batch_size: int, share: Share | None
-) -> Any:
+class _Examples(Dataset):
+    """A table with columns `epoch` and `index`: a row per example of all epochs, filler rows included.
+
+    A row is computed when it is read, because a stored table would need memory for epochs x sequences.
+    """
+
+    def __init__(
+        self,
+        rows: np.ndarray,
+        order: Callable[[int], np.ndarray],
+        batch_size: int,
+        first_epoch: int,
+        epochs: int,
+        first_batch: int = 0,
+        share: Share | None = None,
+    ):
+        """
+        Args:
+            order: maps an epoch to the order of `rows` in it, int64 [num_sequences].
+            share: the rows of each batch to include; None for all.
+        """
+        self._rows, self._order, self._first_epoch = rows, order, first_epoch
+        self._per_epoch = steps_per_epoch(len(rows), batch_size) * batch_size
+        self._first = first_batch * batch_size
+        self._batch_size, self._share = batch_size, share or Share(0, batch_size, batch_size)
+        num_batches = (epochs * self._per_epoch - self._first) // batch_size
+        nothing = pa.nulls(num_batches * self._share.num_rows)  # has a length, and takes no memory
+        super().__init__(pa.table({"index": nothing}), fingerprint="examples")
+        self.set_format("numpy")
+
+    def __getitem__(self, key: Any) -> Any:
+        """The rows at a slice or at int64 [n]: `epoch` and `index`, each int64 [n]."""
+        numbers = np.arange(*key.indices(len(self))) if isinstance(key, slice) else np.asarray(key)
+        batch, row = np.divmod(numbers, self._share.num_rows)
+        numbers = self._first + batch * self._batch_size + self._share.first + row
+        epoch, place = np.divmod(numbers, self._per_epoch)
+        epoch += self._first_epoch
+        index = np.full(len(numbers), -1)
+        for each in np.unique(epoch):
+            real = (epoch == each) & (place < len(self._rows))
+            index[real] = self._rows[self._order(int(each))[place[real]]]
+        return {"epoch": epoch, "index": index}
+
+
+def _to_tf_dataset(collator: Collator, examples: Dataset, batch_size: int, share: Share | None) -> Any:
     import tensorflow as tf
 
-    if share:
-        in_share = slice(share.first, share.end)
-        epoch, index = (column.reshape(-1, batch_size)[:, in_share].reshape(-1) for column in (epoch, index))
-        batch_size = share.batch_size
-
-    table = Dataset.from_dict({"epoch": epoch, "index": index}).with_format("numpy")
-    batches = table.to_tf_dataset(
-        batch_size=batch_size,
+    batches = examples.to_tf_dataset(
+        batch_size=share.batch_size if share else batch_size,
         collate_fn=collator,
         drop_remainder=True,  # all batches are full; this makes the batch dimension static
         prefetch=False,

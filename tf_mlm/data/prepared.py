@@ -2,6 +2,7 @@
 
 import textwrap
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -22,7 +23,10 @@ from tf_mlm.data.pipeline import (
     steps_per_epoch,
 )
 from tf_mlm.data.sequences import load_sequences, unigram_counts, unigram_entropy
+from tf_mlm.data.shards import Shards
 from tf_mlm.errors import Refused
+
+_ROWS_PER_CHUNK = 2**20  # whose lengths are read at a time
 
 
 @dataclass(frozen=True)
@@ -93,17 +97,25 @@ class PreparedData(ABC):
 
     @cached_property
     def _tokens_per_epoch(self) -> int:
-        return int(self.train.lengths[self.train_rows].sum())
+        return sum(int(lengths.sum()) for lengths in self._lengths(np.arange(len(self.train_rows)), _ROWS_PER_CHUNK))
+
+    def _lengths(self, order: np.ndarray, chunk: int) -> Iterator[np.ndarray]:
+        """The tokens of the sequences `train_rows[order]`, `chunk` at a time, to bound the memory."""
+        for start in range(0, len(order), chunk):
+            yield self.train.lengths[self.train_rows[order[start : start + chunk]]]
 
     def _tokens_until(self, config: Config, epoch: int) -> np.ndarray:
         """int64 [steps_per_epoch]: real tokens of the batches up to each one of `epoch`, counted from 0."""
         if epoch not in self._token_counts:
-            order = self.train_rows[epoch_order(len(self.train_rows), config.training.seed, epoch + 1)]
-            tokens = np.cumsum(self.train.lengths[order], dtype=np.int64)
+            order = epoch_order(len(self.train_rows), config.training.seed, epoch + 1)
             batch_size = config.training.batch_size
-            ends = np.arange(batch_size, len(order) + batch_size, batch_size).clip(max=len(order)) - 1
+            chunk = batch_size * (_ROWS_PER_CHUNK // batch_size + 1)
+            counts = [
+                np.add.reduceat(lengths, np.arange(0, len(lengths), batch_size), dtype=np.int64)
+                for lengths in self._lengths(order, chunk)
+            ]
             self._token_counts.clear()  # training visits the epochs in order, so one entry is enough
-            self._token_counts[epoch] = tokens[ends]
+            self._token_counts[epoch] = np.cumsum(np.concatenate(counts))
         return self._token_counts[epoch]
 
 
@@ -124,23 +136,27 @@ class MaskedData(PreparedData):
         return build_collator(sequences, tokenizer, config.masking, config.training.seed, validation=validation)
 
 
-def prepare_data(config: Config, corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> MaskedData:
-    """Tokenize both splits and draw their rows.
+def prepare_data(config: Config, corpus: Corpus | Shards, tokenizer: PreTrainedTokenizerFast) -> MaskedData:
+    """Tokenize both splits, or load them if they are prepared, and draw their rows.
 
     Raises:
         Refused: a split has no ordinary tokens.
     """
     seed = config.training.seed
-    train = load_sequences(corpus.train, corpus.train_fingerprint, tokenizer, config.data, "training")
-    validation = load_sequences(corpus.validation, corpus.validation_fingerprint, tokenizer, config.data, "validation")
-    for sequences, split in ((train, "training"), (validation, "validation")):
-        counts = unigram_counts(sequences, len(tokenizer))
+    if isinstance(corpus, Shards):
+        train, validation = corpus.load("train"), corpus.load("validation")
+        train_counts, validation_counts = corpus.unigram_counts("train"), corpus.unigram_counts("validation")
+    else:
+        train = load_sequences(corpus.train, corpus.train_fingerprint, tokenizer, config.data, "training")
+        validation = load_sequences(
+            corpus.validation, corpus.validation_fingerprint, tokenizer, config.data, "validation"
+        )
+        train_counts, validation_counts = (unigram_counts(each, len(tokenizer)) for each in (train, validation))
+    for counts, split in ((train_counts, "training"), (validation_counts, "validation")):
         if np.delete(counts, tokenizer.all_special_ids).sum() == 0:
             raise Refused(
                 f"data.dataset: the {split} documents contain no ordinary tokens to mask; pass a dataset with text"
             )
-        if split == "training":
-            entropy = unigram_entropy(counts, tokenizer.all_special_ids)
     train_rows = train.draw_rows(config.data.num_train_sequences, seed)
     validation_rows = validation.draw_rows(config.data.num_validation_sequences, seed)
     facts = {
@@ -153,16 +169,24 @@ def prepare_data(config: Config, corpus: Corpus, tokenizer: PreTrainedTokenizerF
         "dropped_empty": train.num_empty + validation.num_empty,
         "train_tokens": train.num_tokens,
         "validation_tokens": validation.num_tokens,
-        "train_tokens_packed": int(train.lengths.sum()),
-        "validation_tokens_packed": int(validation.lengths.sum()),
+        "train_tokens_packed": int(train_counts.sum()),
+        "validation_tokens_packed": int(validation_counts.sum()),
         "train_sequences": len(train.input_ids),
         "validation_sequences": len(validation.input_ids),
         "train_sequences_used": len(train_rows),
         "validation_sequences_used": len(validation_rows),
         "fingerprint": f"{corpus.train_fingerprint}-{corpus.validation_fingerprint}",
     }
+    if isinstance(corpus, Shards):
+        facts |= {"prepared_from": corpus.origin, "dropped_repeated": sum(corpus.num_repeated.values())}
     return MaskedData(
-        train, validation, train_rows, validation_rows, facts, corpus.train_hashes, unigram_entropy=entropy
+        train,
+        validation,
+        train_rows,
+        validation_rows,
+        facts,
+        corpus.train_hashes,
+        unigram_entropy=unigram_entropy(train_counts, tokenizer.all_special_ids),
     )
 
 
@@ -180,6 +204,8 @@ def describe_data(facts: dict[str, Any]) -> str:
         lines.append(
             f"dropped    {facts['dropped_overlap']:>10,} validation documents that are also training documents"
         )
+    if facts.get("dropped_repeated"):
+        lines.append(f"dropped    {facts['dropped_repeated']:>10,} documents that repeat an earlier one")
     if facts.get("dropped_unlabeled"):
         lines.append(f"dropped    {facts['dropped_unlabeled']:>10,} documents without a label")
     if "label_names" in facts:

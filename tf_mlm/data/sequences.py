@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -90,23 +90,34 @@ def load_sequences(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(f"{folder}.lock"):
             if not folder.exists():  # another process may have written it meanwhile
-                if config.line_by_line:
-                    backend.enable_truncation(length)
                 _write(folder, documents, tokenizer, config, description)
-                backend.no_truncation()
-    facts = json.loads((folder / "facts.json").read_text())
-    if not facts["num_tokens"]:
+    sequences = read_sequences(folder, length)
+    require_text(sequences, description)
+    return sequences
+
+
+def require_text(sequences: Sequences, description: str) -> None:
+    """
+    Raises:
+        Refused: no document contains text.
+    """
+    if not sequences.num_tokens:
         raise Refused(f"data.dataset: the {description} documents contain no text; pass a dataset with text")
+
+
+def read_sequences(folder: Path, sequence_length: int) -> Sequences:
+    """The sequences in a directory that `write_sequences` wrote, memory-mapped."""
+    starts = folder / "document_starts.bin"
     return Sequences(
-        input_ids=np.memmap(folder / "input_ids.bin", np.int32, "r").reshape(-1, length),
-        lengths=np.memmap(folder / "lengths.bin", np.int32, "r"),
-        document_starts=(
-            np.memmap(folder / "document_starts.bin", np.uint8, "r").reshape(-1, length)
-            if config.isolate_documents
-            else None
-        ),
-        **facts,
+        input_ids=_map_file(folder / "input_ids.bin").reshape(-1, sequence_length),
+        lengths=_map_file(folder / "lengths.bin"),
+        document_starts=_map_file(starts, np.uint8).reshape(-1, sequence_length) if starts.exists() else None,
+        **json.loads((folder / "facts.json").read_text()),
     )
+
+
+def _map_file(path: Path, dtype: Any = np.int32) -> np.ndarray:
+    return np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype)  # mmap refuses an empty file
 
 
 def unigram_counts(sequences: Sequences, vocab_size: int) -> np.ndarray:
@@ -114,7 +125,7 @@ def unigram_counts(sequences: Sequences, vocab_size: int) -> np.ndarray:
     counts = np.zeros(vocab_size, np.int64)
     for start in range(0, len(sequences.input_ids), 10_000):
         chunk = sequences.input_ids[start : start + 10_000]
-        real = np.arange(chunk.shape[1]) < sequences.lengths[start : start + 10_000, None]
+        real = np.arange(chunk.shape[1]) < sequences.lengths[start : start + 10_000][:, None]
         counts += np.bincount(chunk[real], minlength=vocab_size)
     return counts
 
@@ -286,17 +297,43 @@ def _write(
     for leftover in folder.parent.glob(f"{folder.name}.*/"):
         shutil.rmtree(leftover, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+    try:
+        write_sequences(temporary, _with_bar(batches_of(documents), len(documents), description), tokenizer, config)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not folder.exists():  # a process on a disk without locks may have written it meanwhile
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def batches_of(documents: datasets.Dataset) -> Iterator[list[str | None]]:
+    """The texts of `documents` (column `text`), in batches that fit in memory."""
+    for start in range(0, len(documents), _DOCUMENTS_PER_BATCH):
+        yield documents[start : start + _DOCUMENTS_PER_BATCH]["text"]
+
+
+def write_sequences(
+    folder: Path, batches: Iterable[list[str | None]], tokenizer: PreTrainedTokenizerFast, config: DataConfig
+) -> None:
+    """Tokenize and pack `batches` of texts, and write the files of `Sequences` to the directory `folder`."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.no_truncation()
     length = config.sequence_length
+    if config.line_by_line:
+        backend.enable_truncation(length)
     pack = _one_per_row if config.line_by_line else _pack_rows(length)
     pack_starts = _pack_rows(length)  # the same rows, of flags instead of ids
     num_special = tokenizer.num_special_tokens_to_add()
     pad_token_id: int = tokenizer.pad_token_id
     num_documents = num_empty = num_tokens = 0
     try:
-        starts_path = temporary / "document_starts.bin"
+        starts_path = folder / "document_starts.bin"
         with (
-            open(temporary / "input_ids.bin", "wb") as ids_file,
-            open(temporary / "lengths.bin", "wb") as lengths_file,
+            open(folder / "input_ids.bin", "wb") as ids_file,
+            open(folder / "lengths.bin", "wb") as lengths_file,
             open(starts_path, "wb") if config.isolate_documents else contextlib.nullcontext() as starts_file,
         ):
 
@@ -310,11 +347,7 @@ def _write(
                         padding = ((0, 0), (0, length - starts.shape[1]))
                         np.pad(starts.astype(np.uint8), padding).tofile(starts_file)
 
-            batches = (
-                documents[start : start + _DOCUMENTS_PER_BATCH]["text"]
-                for start in range(0, len(documents), _DOCUMENTS_PER_BATCH)
-            )
-            for batch in _with_bar(batches, len(documents), description):
+            for batch in batches:
                 texts = [text for text in batch if text and not text.isspace()]
                 num_documents += len(texts)
                 num_empty += len(batch) - len(texts)
@@ -328,17 +361,12 @@ def _write(
                     write_rows(encodings)
             write_rows(None)
         facts = {"num_documents": num_documents, "num_empty": num_empty, "num_tokens": num_tokens}
-        (temporary / "facts.json").write_text(json.dumps(facts))
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if not folder.exists():  # a process on a disk without locks may have written it meanwhile
-                raise
+        (folder / "facts.json").write_text(json.dumps(facts))
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        backend.no_truncation()
 
 
-def _with_bar(batches: Iterator[list[str]], total: int, description: str) -> Iterator[list[str]]:
+def _with_bar(batches: Iterator[list[str | None]], total: int, description: str) -> Iterator[list[str | None]]:
     # The bar of `datasets` is disabled together with its others if stderr is not a terminal.
     with datasets.utils.tqdm(total=total, desc=f"Tokenizing {description} documents", unit=" documents") as bar:
         for batch in batches:

@@ -15,6 +15,7 @@ from tf_mlm.data.corpus import ScoredDocuments, load_corpus, load_documents
 from tf_mlm.data.masking import VALIDATION_PROBABILITY, MaskingCollator, num_slots
 from tf_mlm.data.pipeline import build_collator, build_validation_dataset
 from tf_mlm.data.sequences import load_sequences
+from tf_mlm.data.shards import find_shards
 from tf_mlm.errors import Refused
 from tf_mlm.inference.breakdown import BASELINE, MODEL, Breakdown, deviation_of
 from tf_mlm.inference.masked_tokens import MaskedTokens, Predictions, build_step, predict_masked_tokens
@@ -119,13 +120,23 @@ def evaluate_model(
     policy = runtime.choose_precision(config.training.precision).policy
     keras.mixed_precision.set_global_policy(policy)
     seed = config.training.seed
-    scored = _own_documents(config) if own_data else load_documents(config.data, train_hashes)
+    shards = find_shards(config.data)
+    scored = None if shards else _own_documents(config) if own_data else load_documents(config.data, train_hashes)
     model, tokenizer = load_trained(config.model.name, sequence_length=config.data.sequence_length, policy=policy)
     models, names = {MODEL: model}, {MODEL: config.model.name}
     if baseline is not None:
         models[BASELINE] = _load_baseline(baseline, config, tokenizer, policy)
         names[BASELINE] = baseline
-    sequences = load_sequences(scored.documents, scored.fingerprint, tokenizer, config.data, "validation")
+    if shards:
+        sequences, description = shards.load("validation"), f"validation documents of {shards.path}"
+        num_documents, num_in_training = sequences.num_documents, 0 if own_data else None
+        if not own_data:
+            shards.check_tokenizer(tokenizer, config.model)
+    else:
+        assert scored is not None
+        sequences = load_sequences(scored.documents, scored.fingerprint, tokenizer, config.data, "validation")
+        description, num_documents = scored.description, len(scored.documents)
+        num_in_training = scored.num_in_training
     rows = sequences.draw_rows(config.data.num_validation_sequences, seed)
     collator = build_collator(sequences, tokenizer, config.masking, seed, validation=True)
     evaluated = {
@@ -144,9 +155,9 @@ def evaluate_model(
         metrics=draws[0].metrics,
         sequences=len(rows),
         masked_tokens=draws[0].num_masked,
-        documents=scored.description,
-        num_documents=len(scored.documents),
-        num_in_training=scored.num_in_training,
+        documents=description,
+        num_documents=num_documents,
+        num_in_training=num_in_training,
         draws=[draw.metrics for draw in draws] if num_draws > 1 else [],
         breakdown=breakdown,
     )

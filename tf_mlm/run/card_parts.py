@@ -220,6 +220,8 @@ def data_section(report: RunReport, explanation: str, facts: list[str]) -> str:
     column = (
         f"{escaped(data['text_column'])}, of {escaped(', '.join(data['columns']))}" if data.get("text_column") else "–"
     )
+    repeated = data.get("dropped_repeated", 0)
+    repeated = f"- Documents dropped because they repeat an earlier one: {repeated:,}\n" if repeated else ""
     return f"""## Data
 
 {table(["", "Documents", "Tokens in", "Tokens out", "Sequences", "Sequences used"], rows)}
@@ -229,7 +231,7 @@ def data_section(report: RunReport, explanation: str, facts: list[str]) -> str:
 - Column of the text: {column}
 - Validation documents dropped because they are also training documents: {data["dropped_overlap"]:,}
 - Empty documents dropped: {data["dropped_empty"]:,}
-{"".join(f"- {fact}{chr(10)}" for fact in facts)}- Fingerprint of the text: `{data["fingerprint"]}`"""
+{repeated}{"".join(f"- {fact}{chr(10)}" for fact in facts)}- Fingerprint of the text: `{data["fingerprint"]}`"""
 
 
 def epochs_section(report: RunReport, explanation: str) -> str:

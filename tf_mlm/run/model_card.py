@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from dataclasses import replace
 
 from tf_mlm.config import load_config
 from tf_mlm.data.masking import VALIDATION_PROBABILITY
@@ -34,6 +35,8 @@ def load_report(run: RunDirectory, events: Events | None = None, takes_strings: 
     """
     environment = json.loads(run.environment_path.read_text())
     config, events = load_config(run.config_path), events or run.read_events()
+    if origin := environment["data"].get("prepared_from"):  # name the text instead of its shards
+        config = replace(config, data=replace(config.data, **origin))
     sentences = config.training.example_sentences if config.objective.name == "masked" else ()
     before = (events.start and events.start.fills) or []
     after = (events.end and events.end.fills) or []

@@ -10,7 +10,6 @@ from tf_mlm.errors import NonFiniteLoss
 from tf_mlm.model.freezing import freeze
 from tf_mlm.model.loading import load_model_config
 from tf_mlm.model.optimizer import build_optimizer
-from tf_mlm.model.tokenizer import load_tokenizer
 from tf_mlm.run.directory import RunDirectory
 from tf_mlm.training.beginning import begin
 from tf_mlm.training.ending import export
@@ -74,8 +73,7 @@ def build_job(config: Config, run: RunDirectory) -> Job:
     if config.model.name:
         load_model_config(config.model)  # refuses a wrong model before the data is prepared, which can take long
     documents = objective.load_documents(config)
-    texts = () if config.model.name else documents.train["text"]
-    tokenizer = load_tokenizer(config.model, texts, for_words=config.objective.name == "token_classification")
+    tokenizer = objective.load_tokenizer(config, documents)
     data = objective.prepare(config, documents, tokenizer)
     length = RunLength.of(config, len(data.train_rows))
     with machine.strategy.scope():

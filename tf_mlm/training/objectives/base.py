@@ -6,6 +6,7 @@ from typing import Any
 
 from tf_mlm.config import Config
 from tf_mlm.data.prepared import PreparedData
+from tf_mlm.model.tokenizer import load_tokenizer
 
 
 class Objective(ABC):
@@ -24,6 +25,14 @@ class Objective(ABC):
         Raises:
             Refused: the data is missing or malformed.
         """
+
+    def load_tokenizer(self, config: Config, documents: Any) -> Any:
+        """The tokenizer of the starting model; for a new model, one trained on the training documents.
+
+        Raises:
+            Refused: see `tokenizer.load_tokenizer`.
+        """
+        return load_tokenizer(config.model, () if config.model.name else documents.train["text"])
 
     @abstractmethod
     def prepare(self, config: Config, documents: Any, tokenizer: Any) -> PreparedData:

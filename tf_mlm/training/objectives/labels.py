@@ -8,6 +8,7 @@ from tf_mlm.data.labeled import LabeledDocuments, load_labeled
 from tf_mlm.data.labels import LabeledData, prepare_labeled
 from tf_mlm.export.label_saved_model import export_label_saved_model
 from tf_mlm.model.loading import load_label_model, load_trained_label_model
+from tf_mlm.model.tokenizer import load_tokenizer
 from tf_mlm.training.objectives.base import Objective
 
 
@@ -20,6 +21,9 @@ class Labels(Objective):
 
     def load_documents(self, config: Config) -> LabeledDocuments:
         return load_labeled(config)
+
+    def load_tokenizer(self, config: Config, documents: LabeledDocuments) -> Any:
+        return load_tokenizer(config.model, (), for_words=self._name == "token_classification")
 
     def prepare(self, config: Config, documents: LabeledDocuments, tokenizer: Any) -> LabeledData:
         return prepare_labeled(config, documents, tokenizer)

@@ -1,5 +1,6 @@
 """Masked language modeling."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,11 @@ from tf_mlm.config import Config
 from tf_mlm.data.corpus import Corpus, load_corpus
 from tf_mlm.data.masking import VALIDATION_PROBABILITY, num_slots
 from tf_mlm.data.prepared import MaskedData, PreparedData, prepare_data
+from tf_mlm.data.shards import Shards, find_shards
 from tf_mlm.export.saved_model import export_saved_model
 from tf_mlm.inference.fill_mask import fill_masks
 from tf_mlm.model.loading import load_model, load_trained
+from tf_mlm.model.tokenizer import load_tokenizer
 from tf_mlm.run.events import Fills
 from tf_mlm.training.objectives.base import Objective
 
@@ -21,10 +24,18 @@ class Masked(Objective):
 
     headline = "perplexity"
 
-    def load_documents(self, config: Config) -> Corpus:
-        return load_corpus(config.data, config.training.seed)
+    def load_documents(self, config: Config) -> Corpus | Shards:
+        return find_shards(config.data) or load_corpus(config.data, config.training.seed)
 
-    def prepare(self, config: Config, documents: Corpus, tokenizer: Any) -> MaskedData:
+    def load_tokenizer(self, config: Config, documents: Corpus | Shards) -> Any:
+        if not isinstance(documents, Shards):
+            return super().load_tokenizer(config, documents)
+        name = config.model.name or str(documents.tokenizer_path)
+        tokenizer = load_tokenizer(replace(config.model, name=name), ())
+        documents.check_tokenizer(tokenizer, config.model)
+        return tokenizer
+
+    def prepare(self, config: Config, documents: Corpus | Shards, tokenizer: Any) -> MaskedData:
         return prepare_data(config, documents, tokenizer)
 
     def load_model(self, config: Config, tokenizer: Any, data: PreparedData) -> tuple[Any, list[str]]:
