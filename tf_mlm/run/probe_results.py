@@ -129,7 +129,7 @@ class ProbeResults:
             f"probe of {self.dataset}: {self.num_train_documents:,} training and {self.num_test_documents:,} test "
             f"documents, labels {', '.join(self.labels[:8])}{' …' if len(self.labels) > 8 else ''}"
         ]
-        lines += [f"{self.title(method):<16}  {model}" for method, model in self.models.items()]
+        lines += [f"{self.title(method)}: {model}" for method, model in self.models.items()]
         lines.append(self.describe_input())
         for row in (header, *rows):
             lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -233,8 +233,8 @@ def plot_probe(results: ProbeResults) -> bytes:
 def _rows(results: ProbeResults) -> list[list[str]]:
     """The cells of the table, header first."""
     methods = [method for method in _COLORS if method in results.sizes[0].scores]
-    titles = [results.title(method) for method in methods]
-    rows = [["metric", "labels per class", *titles, *(["difference"] if "starting" in results.models else [])]]
+    names = [_ALONE if results.title(method) == _ALONE else method for method in methods]
+    rows = [["metric", "labels per class", *names, *(["difference"] if "starting" in results.models else [])]]
     for metric, title in _METRICS.items():
         for size in results.sizes:
             row = [title, size.name, *(_show(size.scores[method][metric], size.num_draws) for method in methods)]
