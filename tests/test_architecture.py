@@ -25,6 +25,7 @@ ORDER = [
     "tf_mlm.data.duplicates",
     "tf_mlm.data.shards",
     "tf_mlm.data.masking",
+    "tf_mlm.data.mixture",
     "tf_mlm.data.pipeline",
     "tf_mlm.data.prepared",
     "tf_mlm.data.tables",

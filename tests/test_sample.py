@@ -38,6 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_the_sample_ends_far_below_the_unigram_and_trigram_losses(run: Path, tensorflow: None) -> None:
     from tf_mlm.data.corpus import load_corpus
+    from tf_mlm.data.mixture import rows_of_epoch
     from tf_mlm.data.pipeline import build_collator
     from tf_mlm.data.prepared import prepare_data
     from tf_mlm.model.loading import load_trained
@@ -50,7 +51,7 @@ def test_the_sample_ends_far_below_the_unigram_and_trigram_losses(run: Path, ten
     seed = config.training.seed
     _, tokenizer = load_trained(str(run / "model"))
     data = prepare_data(config, load_corpus(config.data, seed), tokenizer)
-    train = [data.train.input_ids[row, : data.train.lengths[row]] for row in data.train_rows]
+    train = [data.train.input_ids[row, : data.train.lengths[row]] for row in rows_of_epoch(data.train_rows, 1)]
     collator = build_collator(data.validation, tokenizer, config.masking, seed, validation=True)
     batch = collator([{"epoch": 0, "index": int(row)} for row in data.validation_rows])
     left = trigram_loss(

@@ -94,6 +94,10 @@ class DataConfig:
     overflow: Literal["split", "truncate"] = _setting(
         "split", "with line_by_line: treatment of a document longer than a sequence"
     )
+    mixture: tuple[str, ...] = Field(
+        default=(),
+        description="other training datasets, each with its share of the sequences of an epoch, such as '0.2 general/'",
+    )
     isolate_documents: bool = _setting(
         False, "keep attention inside each of the packed documents, and restart the positions at each document"
     )
@@ -108,7 +112,22 @@ class DataConfig:
             raise ValueError(
                 "isolate_documents has no effect with line_by_line, which puts one document in each sequence; omit one"
             )
+        if sum(share for share, _ in self.mixture_shares) >= 1:
+            raise ValueError("the shares in mixture must add up to less than 1; the rest is the share of dataset")
+        if self.mixture and self.streaming:
+            raise ValueError("mixture cannot be combined with streaming; omit one")
         return self
+
+    @property
+    def mixture_shares(self) -> list[tuple[float, str]]:
+        """The share and the name of each dataset in `mixture`."""
+        found = []
+        for entry in self.mixture:
+            share, _, dataset = entry.strip().partition(" ")
+            if not re.fullmatch(r"0?\.\d+", share) or not float(share) or not dataset.strip():
+                raise ValueError(f"mixture has {entry!r}; write a share below 1 and a dataset, such as '0.2 general/'")
+            found.append((float(share), dataset.strip()))
+        return found
 
     @cached_property
     def source(self) -> Source:
@@ -283,7 +302,7 @@ class Config:
 def _settings_of_masking(config: Config) -> list[str]:
     """The settings that differ from their defaults and have an effect in masked language modeling alone."""
     names = [name for name in setting_fields() if name.startswith("masking.")]
-    names += ["data.line_by_line", "data.overflow", "data.isolate_documents", "data.streaming"]
+    names += ["data.line_by_line", "data.overflow", "data.mixture", "data.isolate_documents", "data.streaming"]
     names += ["training.measure_matmul_peak"]
     values = {name: getattr(getattr(config, name.split(".")[0]), name.split(".")[1]) for name in names}
     return [name for name, value in values.items() if value != setting_fields()[name].default.default]

@@ -10,6 +10,7 @@ from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
 
 from tf_mlm.config import Config, DataConfig, TrainingConfig
 from tf_mlm.data.corpus import Corpus
+from tf_mlm.data.mixture import rows_of_epoch
 from tf_mlm.data.pipeline import build_collator, rows_of_batch
 from tf_mlm.data.prepared import describe_data, prepare_data
 from tf_mlm.errors import Refused
@@ -84,7 +85,7 @@ def test_tokens_count_neither_padding_nor_filler_rows(cache: Path, tokenizer: Pr
 def test_the_rows_are_drawn_by_the_runs_seed(cache: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     def rows(seed: int) -> list[int]:
         config = Config(data=DataConfig(sequence_length=8, num_train_sequences=10), training=TrainingConfig(seed=seed))
-        return list(prepare_data(config, texts, tokenizer).train_rows)
+        return list(rows_of_epoch(prepare_data(config, texts, tokenizer).train_rows, 1))
 
     texts = corpus(["10 11 12 13 14 15"] * 100, ["20"])
     assert rows(1) == rows(1) != rows(2)

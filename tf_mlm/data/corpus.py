@@ -1,7 +1,7 @@
 """Loads the training and validation documents: from the Hub, from local files, or the sample corpus."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import xxhash
 
 from tf_mlm import hub
 from tf_mlm.config import DataConfig
-from tf_mlm.data.local_files import find_split_files
+from tf_mlm.data.local_files import find_split_files, is_prepared
 from tf_mlm.data.readers import find_text_column, read_documents
 from tf_mlm.data.sample_corpus import generate_documents
 from tf_mlm.errors import Refused
@@ -29,6 +29,21 @@ _CHARACTERS_PER_TOKEN = 4  # English prose in WordPiece; streaming reads twice t
 
 
 @dataclass(frozen=True)
+class MixedDocuments:
+    """The training documents of one dataset of `data.mixture`.
+
+    Attributes:
+        share: share of the training sequences of an epoch.
+        fingerprint: hash of the documents' content, in order.
+    """
+
+    dataset: str
+    share: float
+    documents: datasets.Dataset
+    fingerprint: str
+
+
+@dataclass(frozen=True)
 class Corpus:
     """Training and validation documents, each a `datasets.Dataset` with one column, `text`.
 
@@ -36,9 +51,10 @@ class Corpus:
         num_overlap: validation documents dropped because a training document has the same text.
         held_out: whether the validation documents are a random share of the training documents instead of a split.
         train_fingerprint: hash of the training documents' content, in order; likewise `validation_fingerprint`.
-        train_hashes: uint64 [num_documents], one hash per training document.
+        train_hashes: uint64 [num_documents], one hash per training document, also of `mixture`.
         text_column: the column with the text; "" if the data has no columns.
         columns: all columns of the data.
+        mixture: the other training documents.
     """
 
     train: datasets.Dataset
@@ -50,6 +66,7 @@ class Corpus:
     train_hashes: np.ndarray
     text_column: str = ""
     columns: tuple[str, ...] = ()
+    mixture: tuple[MixedDocuments, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,7 +105,9 @@ def load_corpus(config: DataConfig, seed: int) -> Corpus:
     else:
         validation = _join(splits, config.validation_split, "validation_split", config)
         validation_hashes = _hash_texts(validation)
-    overlap = find_overlap(validation_hashes, hashes, config, held_out)
+    mixture = [_load_mixed(config, share, dataset) for share, dataset in config.mixture_shares]
+    all_hashes = np.concatenate([hashes, *(hashes_of_other for _, hashes_of_other in mixture)])
+    overlap = find_overlap(validation_hashes, all_hashes, config, held_out)
     kept = np.flatnonzero(~overlap)
     return Corpus(
         train=train,
@@ -97,10 +116,21 @@ def load_corpus(config: DataConfig, seed: int) -> Corpus:
         held_out=held_out,
         train_fingerprint=xxhash.xxh3_128_hexdigest(hashes.tobytes()),
         validation_fingerprint=xxhash.xxh3_128_hexdigest(validation_hashes[kept].tobytes()),
-        train_hashes=hashes,
+        train_hashes=all_hashes,
         text_column=table.text_column,
         columns=table.columns,
+        mixture=tuple(other for other, _ in mixture),
     )
+
+
+def _load_mixed(config: DataConfig, share: float, dataset: str) -> tuple[MixedDocuments, np.ndarray]:
+    """The training documents of a dataset of `data.mixture`, with the default settings, and their hashes."""
+    data = replace(DataConfig(), dataset=dataset, num_proc=config.num_proc)
+    if data.source.path is not None and is_prepared(data.source.path):
+        raise Refused(f"data.mixture: {dataset!r} was written by tf-mlm prepare; pass the text itself")
+    documents = _join(_load_table(data, set(data.train_split.split("+"))).splits, data.train_split, "train_split", data)
+    hashes = _hash_texts(documents)
+    return MixedDocuments(dataset, share, documents, xxhash.xxh3_128_hexdigest(hashes.tobytes())), hashes
 
 
 def hold_out(num_documents: int, config: DataConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:

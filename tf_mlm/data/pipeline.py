@@ -11,6 +11,7 @@ from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
 
 from tf_mlm.config import MaskingConfig
 from tf_mlm.data.masking import VALIDATION_PROBABILITY, MaskingCollator
+from tf_mlm.data.mixture import MixedRows, rows_of_epoch
 from tf_mlm.data.sequences import Sequences
 
 Collator = Callable[[list[dict[str, int]]], dict[str, np.ndarray]]
@@ -73,17 +74,17 @@ def build_collator(
     )
 
 
-def rows_of_batch(rows: np.ndarray, batch_size: int, seed: int, batch: int) -> np.ndarray:
+def rows_of_batch(rows: np.ndarray | MixedRows, batch_size: int, seed: int, batch: int) -> np.ndarray:
     """The part of `rows` in batch `batch`, counted from 0 over all epochs."""
     epoch, number = divmod(batch, steps_per_epoch(len(rows), batch_size))
     order = epoch_order(len(rows), seed, epoch + 1)
-    in_batch: np.ndarray = rows[order[number * batch_size : (number + 1) * batch_size]]
+    in_batch: np.ndarray = rows_of_epoch(rows, epoch + 1)[order[number * batch_size : (number + 1) * batch_size]]
     return in_batch
 
 
 def build_train_dataset(
     collator: Collator,
-    rows: np.ndarray,
+    rows: np.ndarray | MixedRows,
     *,
     batch_size: int,
     seed: int,
@@ -94,7 +95,7 @@ def build_train_dataset(
     """Batches of all epochs, shuffled within each epoch, starting at `first_batch`; earlier batches are never read.
 
     Args:
-        rows: int64 [num_sequences], the rows of the collator's matrix to train on.
+        rows: int64 [num_sequences], the rows of the collator's matrix to train on, or those of each epoch.
         share: the rows of each batch to read; None for all.
 
     Returns:
@@ -122,7 +123,7 @@ class _Examples(Dataset):
 
     def __init__(
         self,
-        rows: np.ndarray,
+        rows: np.ndarray | MixedRows,
         order: Callable[[int], np.ndarray],
         batch_size: int,
         first_epoch: int,
@@ -154,7 +155,7 @@ class _Examples(Dataset):
         index = np.full(len(numbers), -1)
         for each in np.unique(epoch):
             real = (epoch == each) & (place < len(self._rows))
-            index[real] = self._rows[self._order(int(each))[place[real]]]
+            index[real] = rows_of_epoch(self._rows, int(each))[self._order(int(each))[place[real]]]
         return {"epoch": epoch, "index": index}
 
 

@@ -4,7 +4,6 @@ import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
 from tf_mlm.config import Config
 from tf_mlm.data.corpus import Corpus
 from tf_mlm.data.masking import MaskingCollator
+from tf_mlm.data.mixture import MixedRows, mix, rows_of_epoch
 from tf_mlm.data.pipeline import (
     Collator,
     Share,
@@ -36,18 +36,20 @@ class PreparedData(ABC):
     Attributes:
         train: sequences with input_ids, int32 [num_sequences, length], and lengths, int32 [num_sequences]; likewise
             `validation`.
-        train_rows: int64 [n], the rows of `train` used for training; likewise `validation_rows`.
+        train_rows: int64 [n], the rows of `train` used for training, or those of each epoch; likewise
+            `validation_rows`, int64 [n].
         facts: counts and fingerprint, for the run's environment.json and its model card.
         train_hashes: uint64 [num_documents], one hash per training document.
     """
 
     train: Any
     validation: Any
-    train_rows: np.ndarray
+    train_rows: np.ndarray | MixedRows
     validation_rows: np.ndarray
     facts: dict[str, Any]
     train_hashes: np.ndarray
     _token_counts: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
+    _epoch_tokens: dict[int, int] = field(default_factory=dict, repr=False)
 
     @abstractmethod
     def collator(self, config: Config, tokenizer: PreTrainedTokenizerFast, *, validation: bool = False) -> Collator:
@@ -91,18 +93,28 @@ class PreparedData(ABC):
         def count_until(batch: int) -> int:
             epoch, number = divmod(batch, per_epoch)
             within = int(self._tokens_until(config, epoch)[number - 1]) if number else 0
-            return epoch * self._tokens_per_epoch + within
+            return self._tokens_before(epoch) + within
 
         return count_until(end_batch) - count_until(first_batch)
 
-    @cached_property
-    def _tokens_per_epoch(self) -> int:
-        return sum(int(lengths.sum()) for lengths in self._lengths(np.arange(len(self.train_rows)), _ROWS_PER_CHUNK))
+    def _tokens_before(self, epoch: int) -> int:
+        """Real tokens of all epochs before `epoch`, counted from 0."""
+        if isinstance(self.train_rows, MixedRows):  # its epochs have different sequences
+            return sum(self._tokens_in(each) for each in range(epoch))
+        return epoch * self._tokens_in(0)
 
-    def _lengths(self, order: np.ndarray, chunk: int) -> Iterator[np.ndarray]:
-        """The tokens of the sequences `train_rows[order]`, `chunk` at a time, to bound the memory."""
+    def _tokens_in(self, epoch: int) -> int:
+        if epoch not in self._epoch_tokens:
+            order = np.arange(len(self.train_rows))
+            chunks = self._lengths(epoch, order, _ROWS_PER_CHUNK)
+            self._epoch_tokens[epoch] = sum(int(lengths.sum()) for lengths in chunks)
+        return self._epoch_tokens[epoch]
+
+    def _lengths(self, epoch: int, order: np.ndarray, chunk: int) -> Iterator[np.ndarray]:
+        """The tokens of the sequences of `epoch` in this order, `chunk` at a time, to bound the memory."""
+        rows = rows_of_epoch(self.train_rows, epoch + 1)
         for start in range(0, len(order), chunk):
-            yield self.train.lengths[self.train_rows[order[start : start + chunk]]]
+            yield self.train.lengths[rows[order[start : start + chunk]]]
 
     def _tokens_until(self, config: Config, epoch: int) -> np.ndarray:
         """int64 [steps_per_epoch]: real tokens of the batches up to each one of `epoch`, counted from 0."""
@@ -112,7 +124,7 @@ class PreparedData(ABC):
             chunk = batch_size * (_ROWS_PER_CHUNK // batch_size + 1)
             counts = [
                 np.add.reduceat(lengths, np.arange(0, len(lengths), batch_size), dtype=np.int64)
-                for lengths in self._lengths(order, chunk)
+                for lengths in self._lengths(epoch, order, chunk)
             ]
             self._token_counts.clear()  # training visits the epochs in order, so one entry is enough
             self._token_counts[epoch] = np.cumsum(np.concatenate(counts))
@@ -157,7 +169,8 @@ def prepare_data(config: Config, corpus: Corpus | Shards, tokenizer: PreTrainedT
             raise Refused(
                 f"data.dataset: the {split} documents contain no ordinary tokens to mask; pass a dataset with text"
             )
-    train_rows = train.draw_rows(config.data.num_train_sequences, seed)
+    first_rows = train.draw_rows(config.data.num_train_sequences, seed)
+    train_rows: np.ndarray | MixedRows = first_rows
     validation_rows = validation.draw_rows(config.data.num_validation_sequences, seed)
     facts = {
         "train_documents": train.num_documents,
@@ -173,10 +186,13 @@ def prepare_data(config: Config, corpus: Corpus | Shards, tokenizer: PreTrainedT
         "validation_tokens_packed": int(validation_counts.sum()),
         "train_sequences": len(train.input_ids),
         "validation_sequences": len(validation.input_ids),
-        "train_sequences_used": len(train_rows),
+        "train_sequences_used": len(first_rows),
         "validation_sequences_used": len(validation_rows),
         "fingerprint": f"{corpus.train_fingerprint}-{corpus.validation_fingerprint}",
     }
+    if isinstance(corpus, Corpus) and corpus.mixture:
+        train, train_rows, facts["mixture"] = mix(train, first_rows, corpus, tokenizer, config.data, seed)
+        facts["fingerprint"] = "-".join([str(facts["fingerprint"]), *(other.fingerprint for other in corpus.mixture)])
     if isinstance(corpus, Shards):
         facts |= {"prepared_from": corpus.origin, "dropped_repeated": sum(corpus.num_repeated.values())}
     return MaskedData(
@@ -197,6 +213,11 @@ def describe_data(facts: dict[str, Any]) -> str:
         f"{facts[f'{short}_tokens']:>12,} tokens in, {facts[f'{short}_tokens_packed']:,} out  "
         f"{facts[f'{short}_sequences']:>9,} sequences, {facts[f'{short}_sequences_used']:,} used"
         for split, short in (("training", "train"), ("validation", "validation"))
+    ]
+    lines += [
+        f"mixture    {other['documents']:>10,} documents of {other['dataset']}, {other['share']:.0%} of an epoch: "
+        f"{other['sequences']:,} sequences, {other['sequences_per_epoch']:,} used in each epoch"
+        for other in facts.get("mixture", [])
     ]
     if facts["text_column"]:
         lines.append(f"text       column {facts['text_column']!r} of {', '.join(facts['columns'])}")

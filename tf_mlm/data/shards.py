@@ -213,6 +213,11 @@ def find_shards(data: DataConfig) -> Shards | None:
             f"data.dataset = {data.dataset!r}: its preparation is incomplete; continue it with: "
             f"{prepare_command(flags, path)}"
         )
+    if data.mixture:
+        raise Refused(
+            f"data.mixture: {data.dataset!r} was written by tf-mlm prepare and cannot be mixed with others; pass the "
+            "text itself as data.dataset, or omit data.mixture"
+        )
     shards = Shards(path, read_record(path / PREPARED))
     shards.check_settings(data)
     return shards

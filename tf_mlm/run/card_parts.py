@@ -201,6 +201,12 @@ def summary(report: RunReport, heading: str) -> str:
     return f"## Summary\n\n{validation}\n\n{table(['The run', ''], facts)}"
 
 
+def _short_name(dataset: str) -> str:
+    """A name on the Hub, or the last part of a path: the card is read on other machines."""
+    source = Source.of(dataset)
+    return source.path.name if source.path else source.name
+
+
 def data_section(report: RunReport, explanation: str, facts: list[str]) -> str:
     """Counts of both splits, and facts about them.
 
@@ -220,6 +226,15 @@ def data_section(report: RunReport, explanation: str, facts: list[str]) -> str:
     column = (
         f"{escaped(data['text_column'])}, of {escaped(', '.join(data['columns']))}" if data.get("text_column") else "–"
     )
+    facts = [
+        *facts,
+        *(
+            f"{other['share']:.0%} of the training sequences of each epoch: from "
+            f"{escaped(_short_name(other['dataset']))} ({other['documents']:,} documents, "
+            f"{other['sequences']:,} sequences)"
+            for other in data.get("mixture", [])
+        ),
+    ]
     repeated = data.get("dropped_repeated", 0)
     repeated = f"- Documents dropped because they repeat an earlier one: {repeated:,}\n" if repeated else ""
     return f"""## Data

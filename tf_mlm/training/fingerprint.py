@@ -26,6 +26,9 @@ def fingerprint(job: Job) -> str:
         decisive.pop("objective")
     if job.config.model.train == "all":
         decisive["model"].pop("train")
+    decisive["data"]["mixture"] = [share for share, _ in job.config.data.mixture_shares]
+    if not job.config.data.mixture:
+        decisive["data"].pop("mixture")
     if not job.config.data.isolate_documents:
         decisive["data"].pop("isolate_documents")
     digest = xxhash.xxh3_128()

@@ -120,6 +120,8 @@ def prepare(
         Interrupted: a signal arrived; the finished shards are kept.
     """
     _check_output(output)
+    if config.data.mixture:
+        raise Refused("data.mixture: prepare supports one dataset; omit the setting")
     corpus = load_corpus(config.data, config.training.seed)
     tokenizer = load_tokenizer(config.model, () if config.model.name else corpus.train["text"])
     record = {
