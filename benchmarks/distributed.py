@@ -5,8 +5,9 @@
 Each process trains the same number of sequences per step, so that N processes would have N times the tokens/s if the
 exchange of gradients took no time. The runs take turns. The table has the median tokens/s of all steps, their ratio to
 the linear speed, the time to exchange gradients of this size alone as a share of the step, and the bytes of the
-gradients. `losses` is the largest relative difference between the losses of several processes and those of
-one process with the whole batch. With more processes than cores, the processes share the cores.
+gradients. `losses` is the largest relative difference between the losses of several processes and those of one process
+with the whole batch. With more processes than cores, the processes share the cores. `predicted` is the formula of
+`simulate_scaling.py`: the step of one process and the exchange, one after the other.
 """
 
 import argparse
@@ -52,12 +53,16 @@ def main() -> None:
     one, several = (median(second for each in runs for second in each["seconds"]) for runs in (alone, together))
     tokens = size * 128
     exchange = median(each["exchange_seconds"] for each in together)
-    print("| processes | seconds per step | tokens/s | ratio to linear | exchange alone | of the step | gradients |")
-    print("|---:" * 7 + "|")
-    print(f"| 1 | {one:.2f} | {tokens / one:,.0f} | | | | |")
+    predicted = one * -(-number // len(os.sched_getaffinity(0))) + exchange
+    print(
+        "| processes | seconds per step | predicted | tokens/s | ratio to linear | exchange | of the step | gradients |"
+    )
+    print("|---:" * 8 + "|")
+    print(f"| 1 | {one:.2f} | | {tokens / one:,.0f} | | | | |")
     gradients = f"{4 * together[0]['parameters'] / 2**20:,.0f} MiB"
     print(
-        f"| {number} | {several:.2f} | {number * tokens / several:,.0f} | {one / several:.2f} | {exchange:.2f} s | "
+        f"| {number} | {several:.2f} | {predicted:.2f} | {number * tokens / several:,.0f} | {one / several:.2f} | "
+        f"{exchange:.2f} s | "
         f"{exchange / several:.0%} | {gradients} |"
     )
     pairs = zip(together[0]["losses"], whole_batch["losses"], strict=True)

@@ -4,7 +4,7 @@
 
 A step takes the larger of two times, because the input pipeline runs ahead: compute + exchange of gradients, and input.
 The exchange does not overlap with compute here, which makes the estimate conservative. The script prints the tables of
-docs/scaling.md, and first compares the same formula with runs of `benchmarks/distributed.py` on this project's machine.
+docs/scaling.md. `benchmarks/distributed.py` compares the sum of compute and exchange with measured steps.
 """
 
 import math
@@ -31,7 +31,7 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Hardware:
-    """Accelerators in machines of `per_machine`, each with one process per machine that prepares the input.
+    """Accelerators in machines of `per_machine`, whose `processes` train together and prepare the input.
 
     Attributes:
         flops: floating-point operations per second that a step reaches.
@@ -42,6 +42,7 @@ class Hardware:
     """
 
     per_machine: int
+    processes: int
     flops: float
     inside: float
     between: float
@@ -49,11 +50,18 @@ class Hardware:
     input_tokens: float
 
 
-# H100 SXM: 989 TFLOP/s in bfloat16, NVLink 450 GB/s in each direction, 8 links of InfiniBand NDR with 400 Gbit/s
-# for a machine (published by NVIDIA).
-# 40 % utilization is an assumption: tf_mlm has not been measured on a GPU. The input was measured on two CPU cores
-# (docs/benchmarks.md).
-H100 = Hardware(per_machine=8, flops=0.4 * 989e12, inside=450e9, between=8 * 50e9, latency=10e-6, input_tokens=2.6e6)
+# A machine with 8 H100 SXM: 989 TFLOP/s each in bfloat16, NVLink with 450 GB/s in each direction, and 8 links of
+# InfiniBand NDR with 400 Gbit/s (published by NVIDIA). 40 % utilization is an assumption: tf_mlm has not been measured
+# on a GPU. The input was measured on two CPU cores (docs/benchmarks.md).
+H100 = Hardware(
+    per_machine=8,
+    processes=1,
+    flops=0.4 * 989e12,
+    inside=450e9,
+    between=8 * 50e9,
+    latency=10e-6,
+    input_tokens=2.6e6,
+)
 
 
 def step_flops(config: object, num_sequences: int) -> float:
@@ -73,7 +81,7 @@ def exchange_seconds(hardware: Hardware, number: int, num_bytes: float) -> float
 
 def step_seconds(hardware: Hardware, number: int, flops: float, num_bytes: float, tokens: float) -> tuple[float, ...]:
     """Seconds of compute, exchange and input of a step; `tokens` is per accelerator."""
-    accelerators_per_process = min(number, hardware.per_machine)
+    accelerators_per_process = min(number, hardware.per_machine // hardware.processes)
     return (
         flops / hardware.flops,
         exchange_seconds(hardware, number, num_bytes),
@@ -110,9 +118,10 @@ def duration(seconds: float) -> str:
 
 
 def main() -> None:
+    print("One process for each machine:")
     print_estimates(H100)
-    print("\nWith one process per accelerator:")
-    print_estimates(replace(H100, per_machine=8, input_tokens=8 * H100.input_tokens))
+    print("\nOne process for each accelerator:")
+    print_estimates(replace(H100, processes=H100.per_machine))
 
 
 if __name__ == "__main__":
