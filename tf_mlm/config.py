@@ -102,6 +102,9 @@ class DataConfig:
         False, "keep attention inside each of the packed documents, and restart the positions at each document"
     )
     num_proc: int = _setting(1, "processes that prepare a Hub dataset", ge=1)
+    wait_minutes: float = _setting(
+        240.0, "minutes to wait while another process tokenizes the same documents into the same cache", gt=0
+    )
     streaming: bool = _setting(
         False, "read only as much of a Hub dataset as num_train_sequences and num_validation_sequences need"
     )

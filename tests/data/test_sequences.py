@@ -1,11 +1,13 @@
 """Tests of packing documents into sequences, of the cuts, and of the cache."""
 
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
+import filelock
 import numpy as np
 import pytest
 from datasets.fingerprint import Hasher
@@ -500,3 +502,16 @@ def test_texts_are_not_divided_if_tokens_may_cross_a_space() -> None:
     stripping = fast_tokenizer("BERT")
     stripping.add_tokens([AddedToken("film", rstrip=True)])
     assert not module.can_be_split(stripping)
+
+
+def test_a_process_waits_for_another_one_that_tokenizes_the_same_documents(
+    cache: Path, tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load(tokenizer, "10 11 12")
+    (folder,) = (path for path in (cache / "tf_mlm").iterdir() if path.is_dir())
+    shutil.rmtree(folder)  # as before the first process has written it
+    message = "another process has tokenized the training documents for more than 0.001 minutes; stop it, or raise"
+    with filelock.FileLock(f"{folder}.lock"), pytest.raises(Refused, match=message):
+        load(tokenizer, "10 11 12", wait_minutes=0.001)
+    assert "another process is tokenizing the training documents" in capsys.readouterr().out
+    assert load(tokenizer, "10 11 12").num_documents == 1

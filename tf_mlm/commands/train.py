@@ -31,6 +31,7 @@ _MAY_CHANGE_ON_RESUME = (
     "checkpoint.every_minutes",
     "checkpoint.every_steps",
     "checkpoint.keep",
+    "data.wait_minutes",
     "distribution.timeout_seconds",
 )
 _PATHS = ("model.name", "data.dataset")

@@ -76,7 +76,7 @@ def load_sequences(
         description: name of the documents in the progress bar and in errors.
 
     Raises:
-        Refused: no document contains text.
+        Refused: no document contains text, or another process takes too long to tokenize the same documents.
     """
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
@@ -88,12 +88,36 @@ def load_sequences(
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "tf_mlm" / f"sequences-{key}"
     if not folder.exists():  # checked before locking, so that a read-only cache works
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(f"{folder}.lock"):
+        with _waiting_for(filelock.FileLock(f"{folder}.lock"), description, config.wait_minutes):
             if not folder.exists():  # another process may have written it meanwhile
                 _write(folder, documents, tokenizer, config, description)
     sequences = read_sequences(folder, length)
     require_text(sequences, description)
     return sequences
+
+
+@contextlib.contextmanager
+def _waiting_for(lock: filelock.BaseFileLock, description: str, minutes: float) -> Iterator[None]:
+    """Hold the lock of a cache entry, after waiting for another process that writes it.
+
+    Raises:
+        Refused: the other process took longer than `minutes`.
+    """
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        print(f"waiting    another process is tokenizing the {description} documents", flush=True)
+        try:
+            lock.acquire(timeout=60 * minutes)
+        except filelock.Timeout:
+            raise Refused(
+                f"{lock.lock_file}: another process has tokenized the {description} documents for more than "
+                f"{minutes:g} minutes; stop it, or raise data.wait_minutes"
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def require_text(sequences: Sequences, description: str) -> None:

@@ -20,6 +20,7 @@ def fingerprint(job: Job) -> str:
     strategy = decisive["distribution"]["strategy"]
     decisive["distribution"] = {"strategy": "auto" if strategy == "multi_worker" else strategy}
     decisive["data"].pop("dataset")
+    decisive["data"].pop("wait_minutes")
     decisive["model"].pop("name")
     # Settings that were added later are omitted at their defaults, so that older runs can be resumed.
     if job.config.objective.name == "masked":
