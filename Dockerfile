@@ -1,4 +1,4 @@
-# The pinned versions of requirements.txt. EXTRAS is a list of extras of pyproject.toml, such as cuda.
+# Installs the versions pinned in requirements.txt. EXTRAS lists extras of pyproject.toml, such as cuda.
 FROM python:3.12-slim
 ARG EXTRAS=""
 WORKDIR /tf_mlm
