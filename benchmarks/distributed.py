@@ -2,7 +2,7 @@
 
     python benchmarks/distributed.py [--model NAME_OR_DIR] [--dataset NAME_OR_PATH] [--processes 2] [--rounds 3]
 
-Each process trains the same number of sequences per step, so that N processes would have N times the tokens/s if the
+Each process trains the same number of sequences per step, so N processes would reach N times the tokens/s if the
 exchange of gradients took no time. The runs take turns. The table has the median tokens/s of all steps, their ratio to
 the linear speed, the time to exchange gradients of this size alone as a share of the step, and the bytes of the
 gradients. `losses` is the largest relative difference between the losses of several processes and those of one process
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def run(number: int, options: list) -> dict:
-    """The report of the first of `number` processes, each bound to one core."""
+    """Run `number` processes, each bound to one core, and return the report of the first one."""
     servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
     addresses = [f"127.0.0.1:{server.getsockname()[1]}" for server in servers]
     for server in servers:

@@ -1,12 +1,12 @@
-"""Measure how peak memory grows with the corpus: `tf-mlm prepare`, and the data side of training.
+"""Measure how peak memory grows with the corpus: `tf-mlm prepare`, and the data pipeline of training.
 
     python benchmarks/memory_of_corpus.py [--documents 1000] [--times 1 10 100] [--model NAME_OR_DIR]
 
 The corpus has N documents of the dataset, repeated 1, 10 and 100 times; one word of each copy is changed, so that no
-two documents are equal. `prepare` runs with one worker process, which is measured too. The data side of training is the
-preparation of a run with 20 epochs over all sequences, and 300 batches with masks, without a model. `anonymous` is the
-memory of the process itself. `resident` includes pages of memory-mapped files, which the operating system can reclaim
-(Linux only). A process that imports the same libraries and reads nothing is the baseline.
+two documents are equal. `prepare` runs with one worker process, which is measured too. The data pipeline of training
+sets up a run with 20 epochs over all sequences and reads 300 masked batches, without a model. `anonymous` is the memory
+of the process itself. `resident` includes pages of memory-mapped files, which the operating system can reclaim (Linux
+only). A process that imports the same libraries and reads nothing is the baseline.
 """
 
 import argparse
@@ -169,7 +169,7 @@ def _update(peak: dict[str, int], process: int | None) -> None:
     try:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:
-        return  # it has ended
+        return  # the process has ended
     values = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith(("RssAnon", "VmRSS"))}
     for name, field in (("anonymous", "RssAnon"), ("resident", "VmRSS")):
         peak[name] = max(peak[name], int(values.get(field, 0)) * 1024)

@@ -2,7 +2,7 @@
 
     python benchmarks/simulate_scaling.py
 
-A step takes the larger of two times, because the input pipeline runs ahead: compute + exchange of gradients, and input.
+A step takes the larger of two times: compute + exchange of gradients, and input. The input pipeline runs in parallel.
 The exchange does not overlap with compute here, which makes the estimate conservative. The script prints the tables of
 docs/scaling.md. `benchmarks/distributed.py` compares the sum of compute and exchange with measured steps.
 """
