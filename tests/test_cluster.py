@@ -1,4 +1,4 @@
-"""The workers of a multi-worker training find each other, or are refused with one line."""
+"""The workers of multi-worker training find each other, or are refused with one line."""
 
 import json
 import os
@@ -176,10 +176,10 @@ def test_a_connection_that_is_not_a_worker_is_ignored() -> None:
 @pytest.mark.parametrize("ended", [0, 1])
 def test_a_worker_that_ends_after_the_meeting_is_named(ended: int) -> None:
     results = meet(loopback(2), [{}, {}], ends_early=ended)
-    assert str(results[1 - ended]).startswith(f"TF_CONFIG: worker {ended} ended before the training started (")
+    assert str(results[1 - ended]).startswith(f"TF_CONFIG: worker {ended} ended before training started (")
 
 
-def test_a_worker_that_does_not_come_is_named() -> None:
+def test_a_worker_that_does_not_connect_is_named() -> None:
     addresses = loopback(3)
     with pytest.raises(Refused) as error:
         welcome(Cluster(addresses, 0), settings(0.3), {}, {})
@@ -189,7 +189,7 @@ def test_a_worker_that_does_not_come_is_named() -> None:
     )
 
 
-def test_a_chief_that_does_not_come_is_named() -> None:
+def test_a_chief_that_does_not_answer_is_named() -> None:
     addresses = loopback(2)
     with pytest.raises(Refused, match=f"^TF_CONFIG: worker 0 at {addresses[0]} did not answer within 0.5 s .*; start"):
         join(Cluster(addresses, 1), settings(0.5).distribution, {})

@@ -1,4 +1,4 @@
-"""Starts the workers of a multi-worker training on loopback, and fails one of them at a chosen place."""
+"""Starts the workers of multi-worker training on this machine, and sends a signal to one at a chosen call."""
 
 import json
 import os
@@ -47,7 +47,7 @@ class Failure:
     """A signal that one worker receives.
 
     Attributes:
-        worker: number of the worker.
+        worker: index of the worker.
         at: module:function at whose call the signal arrives.
         call: number of the call, from 1.
     """

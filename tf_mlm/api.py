@@ -74,7 +74,7 @@ def train(
         callbacks: Keras callbacks (`tf_keras.callbacks.Callback`). Checkpoints do not contain their state, so they
             start in their initial state when the run is resumed.
         output_dir: the run directory, which must not exist or be empty. None creates `runs/<config name>-<time>`.
-            Of several workers (see docs/scaling.md), only worker 0 writes it.
+            With several workers (see docs/scaling.md), only worker 0 writes to it.
 
     Returns:
         The finished run.

@@ -1,4 +1,4 @@
-"""The workers of a multi-worker training: their addresses, and how they meet before TensorFlow connects them.
+"""The workers of multi-worker training: their addresses, and their connections until TensorFlow connects them.
 
 Worker 0 is the chief: it owns the run directory and sends the settings of the run to the others.
 """
@@ -19,7 +19,7 @@ from tf_mlm.config import Config, DistributionConfig, TrainingConfig
 from tf_mlm.errors import Refused
 
 _RETRY_SECONDS = 0.2
-_HELLO_SECONDS = 5  # from the connection of a worker to its settings
+_HELLO_SECONDS = 5  # from the connection of a worker until its first message
 _LARGEST_HELLO = 2**20  # bytes
 _HEARTBEAT_SECONDS = 10
 _SHUTDOWN_SECONDS = 10
@@ -27,11 +27,11 @@ _SHUTDOWN_SECONDS = 10
 
 @dataclass(frozen=True)
 class Cluster:
-    """All workers of a training, as seen by one of them.
+    """All workers of a run, as seen by one of them.
 
     Attributes:
         addresses: host:port of each worker; the first one is the chief.
-        index: number of this worker.
+        index: index of this worker.
         source: where the addresses come from, for messages.
     """
 
@@ -104,7 +104,7 @@ def _ask_slurm(training: TrainingConfig) -> Cluster:
         from tensorflow import distribute
     num_tasks = int(os.environ["SLURM_STEP_NUM_TASKS"])
     try:
-        # SLURM has divided the GPUs already; without numbers, the resolver would ask nvidia-smi.
+        # SLURM has already assigned the GPUs; without these numbers, the resolver would call nvidia-smi.
         resolver = distribute.cluster_resolver.SlurmClusterResolver(
             {"worker": num_tasks}, gpus_per_node=num_tasks, gpus_per_task=1, auto_set_gpu=False
         )
@@ -115,10 +115,10 @@ def _ask_slurm(training: TrainingConfig) -> Cluster:
 
 
 class Meeting:
-    """The connections between the chief and the other workers, from their meeting until TensorFlow connects them.
+    """The connections between the chief and the other workers, until TensorFlow connects them.
 
     Args:
-        connections: to every other worker on the chief, to the chief on another worker; by number.
+        connections: sockets by the index of the other side: all other workers for the chief, only the chief for others.
         seconds: time to wait for a message.
     """
 
@@ -138,7 +138,7 @@ class Meeting:
         """Wait until every worker has imported TensorFlow.
 
         Raises:
-            Refused: one has ended before.
+            Refused: a worker ended before it had imported TensorFlow.
         """
         deadline = time.monotonic() + self._seconds
         message = {"ready": True}
@@ -149,7 +149,7 @@ class Meeting:
                 _receive(connection, deadline)
             except (OSError, ValueError) as error:
                 raise Refused(
-                    f"{self._cluster.source}: worker {index} ended before the training started ({error}); read its "
+                    f"{self._cluster.source}: worker {index} ended before training started ({error}); read its "
                     "output, and start all workers again"
                 ) from None
         if self._cluster.is_chief:
@@ -158,20 +158,24 @@ class Meeting:
 
 
 def welcome(cluster: Cluster, config: Config, given: Mapping[str, Any], run: Mapping[str, Any]) -> Meeting:
-    """Wait for all other workers and send them `run`: the chief's side of the meeting.
+    """Wait until all other workers have connected, and send them `run`. Only the chief calls it.
 
     Args:
         given: the settings that the chief was started with, as in `join`.
         run: JSON values that each worker receives.
 
     Raises:
-        Refused: the port is in use, a worker did not come in time, or one was started differently.
+        Refused: the port is in use, a worker did not connect in time, or a worker has another version or
+            other settings.
     """
     seconds = config.distribution.timeout_seconds
     deadline = time.monotonic() + seconds
     connections: dict[int, socket.socket] = {}
     with contextlib.ExitStack() as stack, _listen(cluster) as server:
-        print(f"workers    waiting for {len(cluster) - 1} other workers, at most {seconds:g} s", flush=True)
+        print(
+            f"workers    waiting for {len(cluster) - 1} other worker{'s' * (len(cluster) > 2)}, at most {seconds:g} s",
+            flush=True,
+        )
         while missing := sorted(set(range(1, len(cluster))) - connections.keys()):
             server.settimeout(max(deadline - time.monotonic(), 1e-3))
             try:
@@ -197,7 +201,7 @@ def welcome(cluster: Cluster, config: Config, given: Mapping[str, Any], run: Map
 def join(
     cluster: Cluster, distribution: DistributionConfig, given: Mapping[str, Any]
 ) -> tuple[Meeting, dict[str, Any]]:
-    """Report to the chief and wait until all workers have come: the side of every other worker.
+    """Connect to the chief and wait until all workers have connected. All workers except the chief call it.
 
     Args:
         given: the settings that this worker was started with; the chief must have been started with the same.
@@ -206,12 +210,12 @@ def join(
         The meeting, and the values that the chief sends.
 
     Raises:
-        Refused: the port of this worker is in use, the chief cannot be reached in time, or it refused.
+        Refused: the port of this worker is in use, the chief cannot be reached in time, or it refused this worker.
     """
     seconds = distribution.timeout_seconds
     deadline = time.monotonic() + seconds
     host, _, port = cluster.addresses[0].rpartition(":")
-    _listen(cluster).close()  # refuses a port that is in use, before the chief waits for it
+    _listen(cluster).close()  # refuses a port that is in use, before the chief waits for this worker
     print(f"workers    waiting for worker 0 at {cluster.addresses[0]}, at most {seconds:g} s", flush=True)
     while True:
         chief = None
@@ -220,7 +224,7 @@ def join(
             _send(chief, {"worker": cluster.index, "version": __version__, "given": dict(given)})
             answer = _receive(chief, deadline)
             break
-        except (OSError, ValueError) as error:  # it has not started yet, or its name is not known yet
+        except (OSError, ValueError) as error:  # the chief has not started, or its host name is not known yet
             if chief:
                 chief.close()
             if time.monotonic() >= deadline:
@@ -263,11 +267,11 @@ def create_strategy(cluster: Cluster, distribution: DistributionConfig, meeting:
     )
     try:
         strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
-    except (tf.errors.OpError, RuntimeError) as error:  # RuntimeError: TensorFlow was used before
+    except (tf.errors.OpError, RuntimeError) as error:  # RuntimeError: an operation ran before
         reason = str(error).splitlines()[0]
         raise Refused(f"{cluster.source}: the workers cannot be connected: {reason}; start all of them again") from None
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # TensorFlow's handler ignores it
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # TensorFlow's handler ignores SIGTERM
     runtime.use_workers(strategy, len(cluster), cluster.index)
 
 
@@ -295,7 +299,10 @@ def _describe_missing(cluster: Cluster, missing: list[int], seconds: float) -> s
 def _find_difference(hello: Mapping[str, Any], given: Mapping[str, Any], index: int) -> str:
     """Why worker `index` cannot train with the chief; "" if it can."""
     if hello.get("version") != __version__:
-        return f"worker {index} has tf_mlm {hello.get('version')}, and worker 0 has {__version__}; install one version"
+        return (
+            f"worker {index} has tf_mlm {hello.get('version')}, and worker 0 has {__version__}; install the same "
+            "version for all workers"
+        )
     theirs = hello.get("given", {})
     for name in sorted({*theirs, *given}):
         if theirs.get(name) != given.get(name):
@@ -311,7 +318,7 @@ def _send(connection: socket.socket, value: Mapping[str, Any]) -> None:
 
 
 def _receive(connection: socket.socket, deadline: float, largest: int = 2**30) -> dict[str, Any]:
-    """One JSON object, on one line.
+    """Receive one JSON object, on one line.
 
     Raises:
         OSError: no complete line arrived before the deadline.

@@ -20,7 +20,7 @@ class NonFiniteLoss(ArithmeticError):
 
     Attributes:
         num_steps: number of consecutive failing steps up to the last; 0 if the failure is not in a step.
-        on_all_workers: whether all workers of a multi-worker training raise it in the same step.
+        on_all_workers: whether all workers of multi-worker training raise it in the same step.
         progress: how far the run had come.
     """
 
@@ -34,7 +34,7 @@ class NonFiniteLoss(ArithmeticError):
 
 
 class WorkerFailed(Exception):
-    """Another worker of a multi-worker training failed; the run continues from its last checkpoint when resumed."""
+    """Another worker failed. `--resume` continues from the last checkpoint."""
 
     exit_code = 4
 

@@ -42,7 +42,7 @@ def prepare(training: TrainingConfig, verbose: bool = False, connect: Callable[[
     true.
 
     Args:
-        connect: connects the workers of a multi-worker training; called before the first operation.
+        connect: connects the workers of multi-worker training; called before the first operation.
     """
     with importing_tensorflow(training, verbose):
         import tensorflow as tf
@@ -62,7 +62,10 @@ def prepare(training: TrainingConfig, verbose: bool = False, connect: Callable[[
 
 @contextlib.contextmanager
 def importing_tensorflow(training: TrainingConfig, verbose: bool = False) -> Iterator[None]:
-    """Set the environment that TensorFlow and the Hugging Face libraries read, and import them in the block."""
+    """Set the environment for TensorFlow and the Hugging Face libraries. Import them in the block.
+
+    See `prepare` for their log output.
+    """
     set_environment(verbose)
     flags = os.environ.get("TF_XLA_FLAGS", "")
     if training.xla != "off" and not has_nvidia_gpu() and _ELEMENT_WISE_CLUSTERS not in flags:
@@ -211,12 +214,12 @@ def clusters_element_wise_ops() -> bool:
 
 @dataclass(frozen=True)
 class Workers:
-    """The connected workers of a multi-worker training.
+    """The connected workers of multi-worker training.
 
     Attributes:
         strategy: the `tf.distribute` strategy.
         number: number of workers.
-        index: number of this worker; worker 0 is the chief.
+        index: index of this worker; worker 0 is the chief.
     """
 
     strategy: Any
@@ -224,7 +227,7 @@ class Workers:
     index: int
 
 
-_workers: Workers | None = None  # TensorFlow connects a process once
+_workers: Workers | None = None  # TensorFlow can connect a process only once
 
 
 def use_workers(strategy: Any, number: int, index: int) -> None:
@@ -236,8 +239,8 @@ def use_workers(strategy: Any, number: int, index: int) -> None:
 def choose_strategy(requested: str) -> Any:
     """The `tf.distribute` strategy.
 
-    The one over all workers if they are connected; else the default one, or a mirrored one over all GPUs (all logical
-    CPUs if none).
+    It covers all workers if they are connected. Otherwise it is the default one, or a mirrored one over all GPUs (all
+    logical CPUs if none).
     """
     import tensorflow as tf
 
@@ -272,7 +275,7 @@ class Machine(NamedTuple):
     Attributes:
         strategy: the `tf.distribute` strategy.
         num_workers: number of processes that train together.
-        worker: number of this process; worker 0 is the chief, which writes the run directory.
+        worker: index of this process; worker 0 is the chief, which writes the run directory.
     """
 
     precision: Precision

@@ -1,4 +1,4 @@
-"""A training on several workers gives the numbers of one process; a lost worker loses no work."""
+"""Training on several workers gives the numbers of one process; a lost worker loses no work."""
 
 import json
 import signal
@@ -59,7 +59,7 @@ def test_the_chief_writes_the_run_and_the_other_worker_nothing(two: tuple[Path, 
     assert json.loads((folder / "RUN" / "environment.json").read_text())["num_workers"] == 2
     assert (folder / "RUN" / "saved_model" / "saved_model.pb").exists()
     assert sorted(path.name for path in folder.iterdir()) == ["RUN", "plots", "tiny.toml"]
-    assert "batch 16 (8 on each of 2 replicas of 2 workers)" in ended[0].stdout
+    assert "batch 16 (8 per replica, 2 replicas on 2 workers)" in ended[0].stdout
     assert "step 12/14" in ended[0].stderr
     assert ended[1].stderr == ""
     assert ended[1].stdout.endswith("finished   worker 0 exports the model\n")

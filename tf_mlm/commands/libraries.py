@@ -16,13 +16,13 @@ def start_libraries(
     """Import the libraries for a training or an evaluation with `config`, which also loads `other_models`.
 
     Args:
-        connect: connects the workers of a multi-worker training.
+        connect: connects the workers of multi-worker training.
     """
     _start([*_sources(config), *map(Source.of, other_models)], config.training, verbose, connect)
 
 
 def start_data_libraries(config: Config, verbose: bool = False) -> None:
-    """Prepare the import of the Hugging Face libraries for data and tokenizer of `config`, without TensorFlow."""
+    """Prepare to import the Hugging Face libraries for the data and the tokenizer of `config`, without TensorFlow."""
     if any(source.path is None for source in _sources(config)):
         hub.connect()
     runtime.set_environment(verbose)

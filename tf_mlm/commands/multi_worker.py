@@ -45,7 +45,7 @@ def train_for_chief(
     callbacks: Sequence[Any] = (),
     verbose: bool = False,
 ) -> None:
-    """Train the run of the chief. This worker writes only temporary files.
+    """Train as one of the other workers. It writes only temporary files.
 
     Args:
         config: for `distribution.timeout_seconds`; the chief sends the settings of the run.

@@ -9,7 +9,7 @@ STOP_REQUEST = "stop_request"
 
 
 class StopRequest:
-    """A flag of each worker. Build it inside the scope of the strategy."""
+    """A flag on each worker. Create it inside the scope of the strategy."""
 
     def __init__(self) -> None:
         self._strategy = tf.distribute.get_strategy()
@@ -32,6 +32,6 @@ class StopRequest:
 
 
 def build_stop_request() -> StopRequest | None:
-    """The flag under the current strategy; None if it has one worker, which needs no agreement."""
+    """The flag under the current strategy; None if it has one worker."""
     is_multi_worker = isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy)
     return StopRequest() if is_multi_worker else None

@@ -73,7 +73,7 @@ def save_checkpoint(
             raise NonFiniteLoss(
                 f"a value of the {name.partition('/')[0]} is not finite after step {progress.step}",
                 1,
-                on_all_workers=False,  # the chief alone saves checkpoints
+                on_all_workers=False,  # only the chief saves checkpoints
             )
     folder.mkdir(exist_ok=True)
     path = _path(folder, progress)

@@ -16,7 +16,7 @@ def fingerprint(job: Job) -> str:
     decisive = asdict(job.config)
     decisive.pop("checkpoint")
     decisive["training"].pop("log_every")
-    # A run may continue on another number of workers.
+    # A run can be resumed on another number of workers.
     strategy = decisive["distribution"]["strategy"]
     decisive["distribution"] = {"strategy": "auto" if strategy == "multi_worker" else strategy}
     decisive["data"].pop("dataset")

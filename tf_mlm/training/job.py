@@ -44,17 +44,17 @@ class Job:
     @cached_property
     def validation_dataset(self) -> Any:
         dataset = self.data.validation_dataset(self.config, self.tokenizer, self._share)
-        # Of a finite dataset, the workers would compare the remaining batches at each step.
+        # With a finite dataset, the workers would check at each step whether all of them have another batch.
         return self._distribute(dataset.repeat()) if self._share else dataset
 
     @property
     def validation_steps(self) -> int | None:
-        """Number of validation batches; None if the dataset ends by itself."""
+        """Number of validation batches; None if the dataset is finite."""
         num_rows, batch_size = len(self.data.validation_rows), self.config.training.batch_size
         return steps_per_epoch(num_rows, batch_size) if self._share else None
 
     def evaluate(self, **options: Any) -> dict[str, float]:
-        """Validate the model: the logs of Keras' `evaluate`."""
+        """Validate the model. Returns the logs of Keras' `evaluate`."""
         return self.model.evaluate(
             self.validation_dataset, steps=self.validation_steps, verbose=0, return_dict=True, **options
         )
@@ -69,7 +69,7 @@ class Job:
         return Share(self.machine.worker * of_worker, (self.machine.worker + 1) * of_worker, of_replica)
 
     def _distribute(self, dataset: Any) -> Any:
-        """The dataset of all workers; `dataset` has the rows of this one, in batches of its replicas."""
+        """The dataset of all workers; `dataset` has the rows of this worker, one batch per replica."""
         return self.machine.strategy.distribute_datasets_from_function(lambda context: dataset)
 
     def train_dataset(self, progress: Progress) -> Any:

@@ -52,8 +52,8 @@ def _describe_replicas(job: Job) -> str:
     replicas, workers = job.machine.strategy.num_replicas_in_sync, job.machine.num_workers
     if replicas == 1:
         return ""
-    where = f" of {workers} workers" if workers > 1 else ""
-    return f" ({job.config.training.batch_size // replicas} on each of {replicas} replicas{where})"
+    where = f" on {workers} workers" if workers > 1 else ""
+    return f" ({job.config.training.batch_size // replicas} per replica, {replicas} replicas{where})"
 
 
 def _num_trained_parameters(job: Job) -> int:

@@ -30,7 +30,7 @@ def restore(job: Job) -> Progress:
         The progress of the run.
     """
     run_fingerprint = fingerprint(job)
-    variables = model_variables(job.model)  # creates those of the optimizer, which several workers must do together
+    variables = model_variables(job.model)  # creates those of the optimizer, on all workers at the same time
     # The other workers have no checkpoints: they receive the state of the chief.
     checkpoint = load_checkpoint(job.run.checkpoints_path, run_fingerprint)
     progress = Progress(0, (0.0, 0.0), metrics_bytes=0, seconds=0.0, fingerprint=run_fingerprint)
@@ -51,7 +51,7 @@ def roll_back(job: Job, error: NonFiniteLoss) -> Progress:
     The checkpoint is saved again with this change, so that a resumed run repeats it exactly.
 
     Raises:
-        NonFiniteLoss: the run has rolled back before, or another worker cannot know that it must roll back.
+        NonFiniteLoss: the run has rolled back before, or not all workers raised the error.
     """
     if job.machine.num_workers > 1 and not error.on_all_workers:
         raise error

@@ -33,7 +33,7 @@ def train(config: Config, run: RunDirectory, callbacks: Sequence[keras.callbacks
         Refused: the data or the model is missing or does not fit; nothing was trained.
         NonFiniteLoss: the loss was not finite, and again after rolling back to a checkpoint.
         Interrupted: a signal stopped the run after a checkpoint.
-        WorkerFailed: another worker of the training failed.
+        WorkerFailed: another worker failed.
     """
     run.write_config(config)
     job = build_job(run.locate(config), run)

@@ -1,4 +1,4 @@
-"""What the workers of a training share besides gradients: the state from which they continue."""
+"""Sends the state of the chief to the other workers, and reports workers that failed."""
 
 import contextlib
 import json
@@ -26,8 +26,8 @@ def share_progress(machine: Machine, progress: Progress) -> Progress:
     state = json.loads(_broadcast_bytes(machine, text))
     if state["fingerprint"] != progress.fingerprint:
         raise Refused(
-            f"worker {machine.worker}: its text, model or precision differs from that of worker 0; give all workers "
-            "the same dataset and model, and set training.precision"
+            f"worker {machine.worker}: its text, model or precision differs from that of worker 0; use the same "
+            "dataset and model on all workers, and set training.precision"
         )
     for name in ("logged_sums", "rolled_back"):
         state[name] = state[name] and tuple(state[name])
@@ -65,7 +65,7 @@ def _broadcast(machine: Machine, array: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def reporting_failed_workers(machine: Machine) -> Iterator[None]:
-    """Turn the error of an operation that lost another worker into `WorkerFailed`."""
+    """Raise `WorkerFailed` instead of the error of an operation that lost another worker."""
     try:
         yield
     except tf.errors.OpError as error:

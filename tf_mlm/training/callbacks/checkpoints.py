@@ -21,8 +21,8 @@ from tf_mlm.training.callbacks.stop_signals import StopSignals
 class Checkpoints(keras.callbacks.Callback):
     """Saves a checkpoint at the intervals of `config`, and on SIGINT or SIGTERM.
 
-    Before the first step there is nothing to save, and a signal ends the process immediately. Of several workers, the
-    chief saves, and a signal to one of them stops all after the same step.
+    Before the first step there is nothing to save, and a signal ends the process immediately. With several
+    workers, only the chief saves. A signal to one worker stops all workers after the same step.
 
     Args:
         progress: progress of the run before this `fit`.
@@ -86,7 +86,7 @@ class Checkpoints(keras.callbacks.Callback):
             self._stop_if(True)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        # Several workers stop only in a step, where they agree on it.
+        # Several workers stop only after a step, in which they exchange their requests to stop.
         must_stop = self._machine.num_workers == 1 and bool(self._signals.received)
         if must_stop or time.monotonic() - self._last_save >= 60:
             self.save()
@@ -118,7 +118,7 @@ class Checkpoints(keras.callbacks.Callback):
         return batch + 1 == self._steps_per_epoch or self.model.stop_training
 
     def _must_stop(self, logs: Any) -> bool:
-        """Whether a signal was received: by this worker, or by any in the step whose results are `logs`."""
+        """Whether a signal was received. With several workers, `logs` has the requests of all workers in the step."""
         if self._machine.num_workers == 1:
             return bool(self._signals.received)
         if self._signals.received:
