@@ -1,4 +1,4 @@
-"""Maps a function over tasks on a Dask cluster: `worker_processes` for many machines."""
+"""Maps a function over tasks on a Dask cluster, as `worker_processes` does on one machine."""
 
 import contextlib
 import logging
@@ -16,7 +16,7 @@ _RETRIES = 2  # of a task whose machine was lost
 def map_on_dask(
     function: Callable[[_Task], _Result], tasks: Iterable[_Task], num_workers: int, scheduler: str = ""
 ) -> Generator[_Result, None, None]:
-    """Yield the results as they are completed. Tasks are taken from `tasks` when a worker is about to need one.
+    """Yield the results as they are completed. Each task is taken from `tasks` shortly before a worker needs it.
 
     Args:
         num_workers: processes to start on this machine if `scheduler` is "".

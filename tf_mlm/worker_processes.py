@@ -1,6 +1,6 @@
-"""Maps a function over tasks in several processes, which end with this one.
+"""Maps a function over tasks in several processes, which end when this one ends.
 
-It imports nothing heavy, so that a new process ignores the interrupt of a terminal from its beginning.
+It imports nothing heavy, so that a new process ignores Ctrl-C soon after its start.
 """
 
 import contextlib
@@ -20,14 +20,14 @@ _Result = TypeVar("_Result")
 def map_unordered(
     function: Callable[[_Task], _Result], tasks: Iterable[_Task], num_workers: int
 ) -> Generator[_Result, None, None]:
-    """Yield the results as they are completed. Tasks are taken from `tasks` when a process is about to need one.
+    """Yield the results as they are completed. Each task is taken from `tasks` shortly before a process needs it.
 
-    Closing the iterator, or an exception, terminates the processes.
+    The processes are terminated if the iterator is closed or an exception is raised.
 
     Raises:
         OSError: a process was killed.
     """
-    context = multiprocessing.get_context("spawn")  # a fork would copy locks and threads of libraries
+    context = multiprocessing.get_context("spawn")  # a fork would copy the locks of libraries, but not their threads
     pool = ProcessPoolExecutor(num_workers, context, initializer=_begin)
     pending: set[Future[_Result]] = set()
     try:
@@ -40,7 +40,7 @@ def map_unordered(
             done, pending = wait(pending, return_when=FIRST_COMPLETED)
             yield from (future.result() for future in done)
     except BrokenProcessPool:
-        raise OSError("a worker process was killed, maybe because the memory is full (see --num-workers)") from None
+        raise OSError("a worker process was killed, possibly because the memory is full; lower --num-workers") from None
     finally:
         if pending:
             for process in multiprocessing.active_children():

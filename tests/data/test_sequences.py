@@ -146,7 +146,7 @@ def test_the_tokenizer_has_no_truncation_afterwards(cache: Path, tokenizer: PreT
 # --- starts of the documents
 
 
-def test_the_starts_of_documents_are_kept_with_isolate_documents_alone(
+def test_the_starts_of_documents_are_kept_only_with_isolate_documents(
     cache: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     texts = [words(10, 11, 12, 13, 14), words(20, 21), words(*range(30, 42)), words(40)]

@@ -81,7 +81,7 @@ def test_evaluation_on_another_dataset_isolates_its_documents_too(isolated_run: 
 
 
 def loss_one_document_at_a_time(run: Path, folder: Path, config: Any) -> float:
-    """The loss in float64 numpy from the stock model, which is shown one document at a time."""
+    """The loss in float64 numpy from the stock model, which receives one document at a time."""
     import transformers
 
     from tf_mlm.data.corpus import load_documents

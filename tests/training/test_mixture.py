@@ -19,7 +19,7 @@ def test_a_run_mixes_datasets_and_reports_it(
     assert "400 documents of general, 25% of an epoch" in capsys.readouterr().out
     events = read_metrics(tmp_path / "RUN")
     assert events[0]["steps_per_epoch"] == 13  # 155 sequences of the first dataset and 52 of the other
-    assert "- 25% of the training sequences of each epoch: from general (400 documents" in (
+    assert "- 25% of the training sequences of each epoch are from general (400 documents" in (
         tmp_path / "RUN" / "README.md"
     ).read_text(encoding="utf-8")
     with inside(tmp_path):

@@ -1,4 +1,4 @@
-"""Claims about `tf-mlm prepare`: the same bits for any number of workers, after a kill, and in training."""
+"""`tf-mlm prepare` gives the same bits for any number of workers, after a kill, and in training."""
 
 import json
 import os
@@ -65,7 +65,7 @@ def shards_of(folder: str | Path) -> Shards:
 
 
 def start(*flags: str, output: str = "DIR") -> "subprocess.Popen[str]":
-    """Begin a preparation in a process group of its own, and wait until it has written two shards."""
+    """Begin a preparation in a separate process group, and wait until it has written two shards."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tf_mlm", "prepare", *TINY, "--output", output, "--num-workers", "2", *flags],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -121,7 +121,7 @@ def test_the_bits_do_not_depend_on_the_number_of_workers(prepared: Path) -> None
 
 
 def test_the_shards_have_the_tokens_of_the_documents_in_order(prepared: Path) -> None:
-    """Each shard ends with its own padding; without it, the tokens are those of one shard."""
+    """Each shard ends with padding; without the padding, the tokens are those of one shard."""
     assert prepare("DIR") == 0
 
     def tokens(sequences: Any) -> list[int]:
@@ -158,7 +158,7 @@ assert "tensorflow" not in sys.modules
 
 
 def test_a_dask_cluster_writes_the_same_files(prepared: Path) -> None:
-    """A scheduler and two workers in processes of their own, as on several machines with one file system."""
+    """A scheduler and two workers in separate processes, as on several machines with one file system."""
     pytest.importorskip("distributed")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -264,7 +264,7 @@ def test_a_signal_stops_the_workers_and_the_same_command_continues(prepared: Pat
     os.killpg(process.pid, number) if number == signal.SIGINT else os.kill(process.pid, number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number
-    assert errors == f"{number.name}: stopped; the finished shards are kept, and the same command continues\n"
+    assert errors == f"{number.name}: stopped, and the finished shards are kept; repeat the command to continue\n"
     assert list(Path("DIR").glob("*/.*")) == []
     assert prepare("DIR", "--documents-per-shard", "500") == 0
     assert files(Path("DIR")) == files(prepared)
@@ -384,7 +384,7 @@ def test_training_with_another_tokenizer_is_refused(prepared: Path, capsys: Capt
     flags = ("--dataset", prepared, "--output-dir", "RUN")
     line = refusal(capsys, train_main, *TINY, *flags, "--model", "MODEL")
     assert line == (
-        f"error: model.name = 'MODEL': {str(prepared)!r} was prepared with another tokenizer, that of 'a new model'; "
+        f"error: model.name = 'MODEL': {str(prepared)!r} was prepared with another tokenizer, that of a new model; "
         "pass --model '', or prepare again: tf-mlm prepare --config tiny.toml --documents-per-shard 500 --model MODEL "
         f"--output {prepared}-2"
     )

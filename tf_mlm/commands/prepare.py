@@ -15,7 +15,7 @@ from tf_mlm.errors import Refused
 from tf_mlm.worker_processes import map_unordered
 
 NAME = "prepare"
-DESCRIPTION = "Tokenize a large corpus in several processes, for train --dataset. Repeat it to continue after a kill."
+DESCRIPTION = "Tokenize a large corpus in several processes, for train --dataset. After a kill, repeat it to continue."
 DOCUMENTS_PER_SHARD = 10_000
 DUPLICATE_THRESHOLD = 0.8
 
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=DOCUMENTS_PER_SHARD,
         metavar="N",
-        help=f"documents in one part of the output, which one process writes [{DOCUMENTS_PER_SHARD}]",
+        help=f"documents in each shard, which one process writes [{DOCUMENTS_PER_SHARD}]",
     )
     parser.add_argument(
         "--deduplicate",
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--duplicate-threshold",
         type=float,
         metavar="SHARE",
-        help="with --deduplicate near: similarity of two duplicates, the share of common word 5-grams "
+        help="with --deduplicate near: lowest Jaccard similarity of the word 5-grams of duplicates "
         f"[{DUPLICATE_THRESHOLD}]",
     )
 

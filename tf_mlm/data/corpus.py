@@ -51,10 +51,10 @@ class Corpus:
         num_overlap: validation documents dropped because a training document has the same text.
         held_out: whether the validation documents are a random share of the training documents instead of a split.
         train_fingerprint: hash of the training documents' content, in order; likewise `validation_fingerprint`.
-        train_hashes: uint64 [num_documents], one hash per training document, also of `mixture`.
+        train_hashes: uint64 [num_documents], one hash per training document, including those of `mixture`.
         text_column: the column with the text; "" if the data has no columns.
         columns: all columns of the data.
-        mixture: the other training documents.
+        mixture: the training documents of the other datasets.
     """
 
     train: datasets.Dataset
@@ -127,7 +127,7 @@ def _load_mixed(config: DataConfig, share: float, dataset: str) -> tuple[MixedDo
     """The training documents of a dataset of `data.mixture`, with the default settings, and their hashes."""
     data = replace(DataConfig(), dataset=dataset, num_proc=config.num_proc)
     if data.source.path is not None and is_prepared(data.source.path):
-        raise Refused(f"data.mixture: {dataset!r} was written by tf-mlm prepare; pass the text itself")
+        raise Refused(f"data.mixture: {dataset!r} was written by tf-mlm prepare; pass the dataset with the text")
     documents = _join(_load_table(data, set(data.train_split.split("+"))).splits, data.train_split, "train_split", data)
     hashes = _hash_texts(documents)
     return MixedDocuments(dataset, share, documents, xxhash.xxh3_128_hexdigest(hashes.tobytes())), hashes

@@ -1,8 +1,9 @@
 """Finds documents that repeat an earlier one: exactly, or nearly by MinHash.
 
-The signatures of a text are numbers that equal texts share: one hash of the normalized text for exact duplicates, and
-for near duplicates the MinHash values of its word 5-grams (Broder, "On the resemblance and containment of documents",
-1997). Two texts have a share of equal MinHash values that estimates the Jaccard similarity of their 5-grams.
+Each text has signatures; equal texts have equal signatures. For exact duplicates, the signature is a hash of the
+normalized text. For near duplicates, the signatures are the MinHash values of its word 5-grams (Broder, "On the
+resemblance and containment of documents", 1997). The share of equal MinHash values of two texts estimates the Jaccard
+similarity of their 5-grams.
 """
 
 import unicodedata
@@ -17,13 +18,13 @@ Method = Literal["exact", "near"]
 
 NUM_PERMUTATIONS = 128
 _WORDS_PER_SHINGLE = 5
-_PAIRS_PER_CHUNK = 100_000  # whose signatures are compared at a time
+_PAIRS_PER_CHUNK = 100_000  # pairs whose signatures are compared at a time
 _BLANK = {"exact": xxhash.xxh3_64_intdigest(b""), "near": 2**32 - 1}
 """Signature of a text without words."""
 
 
 def normalize(text: str | None) -> str:
-    """Without differences in case, white space and Unicode compatibility forms."""
+    """Remove differences in case, white space and Unicode compatibility forms."""
     return " ".join(unicodedata.normalize("NFKC", text or "").casefold().split())
 
 
@@ -54,10 +55,11 @@ def _empty_sketch() -> Any:
 
 
 def find_duplicates(signatures: Any, method: Method, threshold: float) -> np.ndarray:
-    """bool [num_texts]: whether a text repeats an earlier one. Texts without words do not count.
+    """bool [num_texts]: whether a text repeats an earlier one. A text without words is never a duplicate.
 
-    For near duplicates, an earlier text is one whose estimated similarity is at least `threshold`, among the candidates
-    of locality-sensitive hashing: the first texts of its buckets. It may be a duplicate itself.
+    A near duplicate has an estimated similarity of at least `threshold` to an earlier text. Each text is compared only
+    with the candidates of locality-sensitive hashing: the first text in each of its buckets. A candidate may be a
+    duplicate itself.
 
     Args:
         signatures: an array as from `build_signatures`, or `JoinedRows` of several.
@@ -91,7 +93,7 @@ def _join(signatures: Any, columns: slice) -> np.ndarray:
 def _bands(threshold: float) -> list[slice]:
     """Columns of the signatures: two texts are candidates if they are equal in all columns of a band.
 
-    Missing a duplicate counts nine times as much as comparing two texts in vain.
+    The weights make a missed duplicate nine times as costly as an unnecessary comparison.
     """
     from datasketch import MinHashLSH
 

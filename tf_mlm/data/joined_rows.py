@@ -8,8 +8,8 @@ import numpy as np
 class JoinedRows:
     """The rows of all `parts`, one part after the other, as one read-only array.
 
-    It supports what the sequences of a run need: `len`, `shape`, a slice of rows, and one row or int64 [n] rows, also
-    with further indices as in `rows[index, position]`. A negative row counts from the end.
+    It supports `len`, `shape`, a slice of rows, one row, and int64 [n] rows. One row or [n] rows can have further
+    indices, as in `rows[index, position]`. A negative row counts from the end.
     """
 
     def __init__(self, parts: list[np.ndarray]):

@@ -19,7 +19,7 @@ from huggingface_hub import DatasetCardData, metadata_load
 from tf_mlm.errors import Refused
 
 PREPARED, STARTED = "prepared.json", "started.json"
-"""Files of a directory that `tf-mlm prepare` wrote, and of one that it began to write; see `shards`."""
+"""The record in a complete and in an incomplete directory of `tf-mlm prepare`; see `shards`."""
 
 KINDS = ("txt", "csv", "tsv", "json", "jsonl", "ndjson", "parquet")
 
@@ -62,7 +62,7 @@ def find_split_files(path: str, config_name: str = "") -> dict[str, list[Path]]:
 
 
 def is_prepared(path: Path) -> bool:
-    """Whether `path` is a directory that `tf-mlm prepare` wrote or began to write."""
+    """Whether `path` is a complete or incomplete directory of `tf-mlm prepare`."""
     return (path / PREPARED).is_file() or (path / STARTED).is_file()
 
 

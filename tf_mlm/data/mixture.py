@@ -18,8 +18,8 @@ _STREAM = 8  # separates these random numbers from others drawn with the same se
 class MixedRows:
     """The rows of several corpora, whose sequences are joined into one matrix.
 
-    Every epoch has all rows of the first corpus. Each other corpus adds its next rows, in a random order, and begins
-    again after its last row, in another order. The rows are a function of (seed, epoch).
+    Every epoch has all rows of the first corpus. Each other corpus adds its next rows, in a random order. After its
+    last row, it restarts in another order. The rows are a function of (seed, epoch).
 
     Args:
         first: int64 [n], the rows of the first corpus.
@@ -69,7 +69,7 @@ def mix(
 
     Args:
         train: the sequences of the first corpus.
-        rows: int64 [n], those to train on.
+        rows: int64 [n], the rows of `train` to train on.
 
     Returns:
         The joined sequences, the rows of each epoch, and facts about each other corpus.

@@ -26,7 +26,7 @@ class Share(NamedTuple):
     Attributes:
         first: position of the first row in the batch of all workers.
         end: position after the last row.
-        batch_size: rows of a replica of the worker; divides the number of rows.
+        batch_size: rows of each replica of the worker; divides `num_rows`.
     """
 
     first: int
@@ -116,7 +116,7 @@ def build_validation_dataset(
 
 
 class _Examples(Dataset):
-    """A table with columns `epoch` and `index`: a row per example of all epochs, filler rows included.
+    """A table with columns `epoch` and `index`: one row per example of all epochs, including filler rows.
 
     A row is computed when it is read, because a stored table would need memory for epochs x sequences.
     """
@@ -141,7 +141,7 @@ class _Examples(Dataset):
         self._first = first_batch * batch_size
         self._batch_size, self._share = batch_size, share or Share(0, batch_size, batch_size)
         num_batches = (epochs * self._per_epoch - self._first) // batch_size
-        nothing = pa.nulls(num_batches * self._share.num_rows)  # has a length, and takes no memory
+        nothing = pa.nulls(num_batches * self._share.num_rows)  # has a length, and needs no memory
         super().__init__(pa.table({"index": nothing}), fingerprint="examples")
         self.set_format("numpy")
 

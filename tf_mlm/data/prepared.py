@@ -26,7 +26,7 @@ from tf_mlm.data.sequences import load_sequences, unigram_counts, unigram_entrop
 from tf_mlm.data.shards import Shards
 from tf_mlm.errors import Refused
 
-_ROWS_PER_CHUNK = 2**20  # whose lengths are read at a time
+_ROWS_PER_CHUNK = 2**20  # rows whose lengths are read at a time
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class PreparedData(ABC):
         return self._epoch_tokens[epoch]
 
     def _lengths(self, epoch: int, order: np.ndarray, chunk: int) -> Iterator[np.ndarray]:
-        """The tokens of the sequences of `epoch` in this order, `chunk` at a time, to bound the memory."""
+        """The lengths of the sequences of `epoch` in this order, `chunk` at a time, to limit the memory."""
         rows = rows_of_epoch(self.train_rows, epoch + 1)
         for start in range(0, len(order), chunk):
             yield self.train.lengths[rows[order[start : start + chunk]]]

@@ -121,7 +121,8 @@ def _waiting_for(lock: filelock.BaseFileLock, description: str, minutes: float) 
 
 
 def require_text(sequences: Sequences, description: str) -> None:
-    """
+    """Check that a document contains text.
+
     Raises:
         Refused: no document contains text.
     """
@@ -183,7 +184,7 @@ def _pack_rows(length: int) -> _Packer:
 
 
 def _flag_starts(encodings: list["_Encoding"]) -> list["_Encoding"]:
-    """The encodings with 1 in place of the first token of each, and 0 in place of the others."""
+    """The encodings with their first token replaced by 1 and their other tokens by 0."""
     return [_JoinedEncoding(np.eye(1, len(encoding), dtype=np.int32)[0]) for encoding in encodings]
 
 

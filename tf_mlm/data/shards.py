@@ -1,7 +1,7 @@
 """A directory of sequences that `tf-mlm prepare` wrote: its layout, its record and the checks before it is used.
 
 DIR/prepared.json    the record, written last: settings, counts, list of shards
-DIR/started.json     the same beginning of the record, until `prepared.json` is written
+DIR/started.json     the first part of the record, until `prepared.json` is written
 DIR/tokenizer/       the tokenizer, as Hugging Face files
 DIR/train/shard-00000/, ...        directories of `write_sequences`; a fixed number of consecutive documents each
 DIR/validation/shard-00000/, ...   likewise
@@ -39,7 +39,7 @@ _TEXT_SETTINGS = (
 
 @dataclass(frozen=True)
 class Shards:
-    """The sequences in a directory of `tf-mlm prepare`, with the facts that `Corpus` has about documents.
+    """The sequences in a directory of `tf-mlm prepare`, with the same facts as `Corpus`.
 
     Attributes:
         record: the content of `prepared.json`.
@@ -154,7 +154,8 @@ class Shards:
             again = self.command(_other(self.path), {"--model": model.name})
             raise Refused(
                 f"model.name = {model.name!r}: {str(self.path)!r} was prepared with another tokenizer, that of "
-                f"{prepared or 'a new model'!r}; pass --model {prepared or repr('')}, or prepare again: {again}"
+                f"{repr(prepared) if prepared else 'a new model'}; pass --model {prepared or repr('')}, or prepare "
+                f"again: {again}"
             )
         if not model.name and model.vocab_size != self.record["vocab_size"]:
             raise self._mismatch("model.vocab_size", self.record["vocab_size"], model.vocab_size)
@@ -216,7 +217,7 @@ def find_shards(data: DataConfig) -> Shards | None:
     if data.mixture:
         raise Refused(
             f"data.mixture: {data.dataset!r} was written by tf-mlm prepare and cannot be mixed with others; pass the "
-            "text itself as data.dataset, or omit data.mixture"
+            "dataset with the text as data.dataset, or omit data.mixture"
         )
     shards = Shards(path, read_record(path / PREPARED))
     shards.check_settings(data)
@@ -239,7 +240,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def hash_tokenizer(tokenizer: PreTrainedTokenizerFast) -> str:
-    """A hash of everything that determines the ids of a text. Padding and truncation are disabled."""
+    """A hash of everything that determines the ids of a text. Disables padding and truncation of `tokenizer`."""
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
     backend.no_truncation()

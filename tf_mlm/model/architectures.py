@@ -50,7 +50,7 @@ class Architecture:
             attention_mask: int32 [batch, length], 1 for a token, 0 for padding.
             positions: int32 [batch, slots].
             position_ids: int32 [batch, length], the position of each token in its document, from 0 and in order. Tokens
-                attend to those of their own document alone. None for one document per row.
+                attend only to those of their own document. None for one document per row.
 
         Returns:
             [batch, slots, dim] in the compute dtype.
@@ -192,7 +192,8 @@ def _visible_keys(attention_mask: Any, position_ids: Any) -> Any:
 
     if position_ids is None:
         return attention_mask[:, None]
-    # The column of the first token of its document, minus a constant: equal for the tokens of one document alone.
+    # For each token, the column of the first token of its document, minus a constant. It is equal only for tokens of
+    # the same document.
     documents = tf.range(position_ids.shape[1]) - position_ids
     is_same = documents[:, :, None] == documents[:, None]
     return attention_mask[:, None] * tf.cast(is_same, attention_mask.dtype)
@@ -206,7 +207,7 @@ def _of_queries(keys: Any, positions: Any) -> Any:
 
 
 def _added_mask(keys: Any, dtype: Any) -> Any:
-    """What BERT adds to the attention scores: [batch, 1, queries, length], 0 at visible keys."""
+    """The mask that BERT adds to the attention scores: [batch, 1, queries, length], 0 at visible keys."""
     import tensorflow as tf
 
     return -10000.0 * (1 - tf.cast(keys[:, None], dtype))
@@ -219,14 +220,14 @@ def _run_distilbert_layer(layer: Any, queries: Any, hidden_states: Any, keys: An
     mask = tf.cast(keys, tf.float32)
     if keys.shape[1] == 1:
         attended = layer.attention(queries, hidden_states, hidden_states, mask, None, False, training=training)[0]
-    else:  # the stock attention accepts one mask for all queries only
+    else:  # the stock attention accepts only one mask for all queries
         attended = _attend(layer.attention, queries, hidden_states, mask, training)
     attended = layer.sa_layer_norm(attended + queries)
     return layer.output_layer_norm(layer.ffn(attended, training=training) + attended)
 
 
 def _attend(attention: Any, queries: Any, hidden_states: Any, mask: Any, training: bool) -> Any:
-    """DistilBERT's attention with its layers and its precision, and a mask per query.
+    """DistilBERT's attention with the stock layers and precision, but with a mask per query.
 
     Args:
         attention: the stock layer.

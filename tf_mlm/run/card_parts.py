@@ -202,7 +202,7 @@ def summary(report: RunReport, heading: str) -> str:
 
 
 def _short_name(dataset: str) -> str:
-    """A name on the Hub, or the last part of a path: the card is read on other machines."""
+    """A name on the Hub, or the last part of a path, because the card is read on other machines."""
     source = Source.of(dataset)
     return source.path.name if source.path else source.name
 
@@ -229,7 +229,7 @@ def data_section(report: RunReport, explanation: str, facts: list[str]) -> str:
     facts = [
         *facts,
         *(
-            f"{other['share']:.0%} of the training sequences of each epoch: from "
+            f"{other['share']:.0%} of the training sequences of each epoch are from "
             f"{escaped(_short_name(other['dataset']))} ({other['documents']:,} documents, "
             f"{other['sequences']:,} sequences)"
             for other in data.get("mixture", [])

@@ -117,7 +117,7 @@ class ProbeResults:
         return _ALONE if method == "adapted" and "starting" not in self.models else _TITLES[method]
 
     def describe_input(self) -> str:
-        """How much of each text the methods read, as a sentence."""
+        """A sentence that says how much of each text the methods read."""
         models = "Both models read" if "starting" in self.models else "The model reads"
         return f"{models} the first {self.sequence_length} tokens of each text; TF-IDF reads the whole text."
 

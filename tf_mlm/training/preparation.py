@@ -285,7 +285,7 @@ def _check_output(output: Path) -> None:
 def _opened(output: Path) -> Iterator[bool]:
     """Create and lock the directory, and remove the temporary files of a killed process.
 
-    Yields whether the directory contains no preparation yet. Such a directory is removed if the block is refused.
+    Yields whether the directory contains no preparation yet. If it was created here, a refusal in the block removes it.
     """
     try:
         was_made = not output.exists()
@@ -341,7 +341,7 @@ def _interruptible(output: Path) -> Iterator[None]:
     def interrupt(number: int, frame: object) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         raise Interrupted(
-            f"{signal.Signals(number).name}: stopped; the finished shards are kept, and the same command continues",
+            f"{signal.Signals(number).name}: stopped, and the finished shards are kept; repeat the command to continue",
             number,
         )
 
