@@ -6,8 +6,8 @@ Each process trains the same number of sequences per step, so N processes would 
 exchange of gradients took no time. The runs take turns. The table has the median tokens/s of all steps, their ratio to
 the linear speed, the time to exchange gradients of this size alone as a share of the step, and the bytes of the
 gradients. `losses` is the largest relative difference between the losses of several processes and those of one process
-with the whole batch. With more processes than cores, the processes share the cores. `predicted` is the formula of
-`simulate_scaling.py`: the step of one process and the exchange, one after the other.
+with the whole batch. With more processes than cores, the processes share the cores. `predicted` uses the formula of
+`simulate_scaling.py`: the time of a step of one process plus the time of the exchange.
 """
 
 import argparse

@@ -509,8 +509,10 @@ def test_a_process_waits_for_another_one_that_tokenizes_the_same_documents(
 ) -> None:
     load(tokenizer, "10 11 12")
     (folder,) = (path for path in (cache / "tf_mlm").iterdir() if path.is_dir())
-    shutil.rmtree(folder)  # as before the first process has written it
-    message = "another process has tokenized the training documents for more than 0.001 minutes; stop it, or raise"
+    shutil.rmtree(folder)  # as before the first process wrote it
+    message = (
+        "another process has been tokenizing the training documents for more than 0.001 minutes; stop it, or raise"
+    )
     with filelock.FileLock(f"{folder}.lock"), pytest.raises(Refused, match=message):
         load(tokenizer, "10 11 12", wait_minutes=0.001)
     assert "another process is tokenizing the training documents" in capsys.readouterr().out

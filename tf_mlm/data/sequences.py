@@ -111,8 +111,8 @@ def _waiting_for(lock: filelock.BaseFileLock, description: str, minutes: float) 
             lock.acquire(timeout=60 * minutes)
         except filelock.Timeout:
             raise Refused(
-                f"{lock.lock_file}: another process has tokenized the {description} documents for more than "
-                f"{minutes:g} minutes; stop it, or raise data.wait_minutes"
+                f"{lock.lock_file}: another process has been tokenizing the {description} documents for "
+                f"more than {minutes:g} minutes; stop it, or raise data.wait_minutes"
             ) from None
     try:
         yield
