@@ -43,7 +43,7 @@ def build_page() -> str:
 
 def _default(value: Any) -> str:
     if isinstance(value, tuple):
-        return f"{len(value)} sentences"
+        return f"{len(value)} sentences" if value else "`[]`"
     return f"`{str(value).lower()}`" if isinstance(value, bool) else f"`{value!r}`"
 
 

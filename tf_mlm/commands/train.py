@@ -88,7 +88,7 @@ def _takes_several(field: Any) -> bool:
 
 def _help(field: Any) -> str:
     default = field.default.default
-    shown = f"{len(default)} sentences" if isinstance(default, tuple) else repr(default)
+    shown = f"{len(default)} sentences" if default and isinstance(default, tuple) else repr(default)
     values = typing.get_args(field.type) if typing.get_origin(field.type) is typing.Literal else ()
     choices = f"; one of {', '.join(values)}" if values else ""
     return f"{field.default.description}{choices} [{shown}]"
