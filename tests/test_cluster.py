@@ -84,6 +84,7 @@ def test_multi_worker_requires_several_workers(monkeypatch: pytest.MonkeyPatch) 
         ({"cluster": {**TWO, "ps": ["d:4"]}, "task": task()}, "the job 'ps'; only 'chief' and 'worker'"),
         ({"cluster": {"worker": ["a:1", "b"]}, "task": task()}, "'b' is not of the form host:port"),
         ({"cluster": {"worker": ["a:1", "b:port"]}, "task": task()}, "'b:port' is not of the form"),
+        ({"cluster": {"worker": ["a:1", "b:65536"]}, "task": task()}, "'b:65536' is not of the form .* below 65536"),
         ({"cluster": {"worker": ["a:1", "a:1"]}, "task": task()}, "two workers have the same address"),
     ],
 )
@@ -213,3 +214,26 @@ def test_a_wrong_tf_config_ends_the_command_with_one_line_and_no_files(tmp_path:
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: TF_CONFIG: not JSON") and ended.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_workers_with_other_addresses_are_refused() -> None:
+    addresses = (*loopback(2), "127.0.0.1:1")
+    results: list[Any] = []
+
+    def welcome_one() -> None:
+        with pytest.raises(Refused) as error:
+            welcome(Cluster(addresses[:2], 0), settings(20), {}, {})
+        results.append(str(error.value))
+
+    chief = threading.Thread(target=welcome_one)
+    chief.start()
+    with pytest.raises(Refused, match="worker 1 has other addresses than worker 0; pass the same list") as error:
+        join(Cluster(addresses, 1), settings(20).distribution, {})
+    chief.join()
+    assert results == [str(error.value)]
+
+
+def test_several_workers_refuse_to_train_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": TWO, "task": task()}))
+    with pytest.raises(Refused, match="^objective.name = 'classification': several workers can only train masked"):
+        find_cluster(load_config(None, {"objective.name": "classification"}))

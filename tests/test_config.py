@@ -21,6 +21,7 @@ from tf_mlm.config import (
     ModelConfig,
     OptimizerConfig,
     TrainingConfig,
+    check_new_run,
     dump_config,
     find_recipe,
     load_config,
@@ -320,12 +321,8 @@ def test_the_documented_recipes_exist() -> None:
             "my.toml: data.isolate_documents requires objective.name = 'masked'; omit it",
         ),
         (
-            "[masking]\nmlm_probability = 0.3\n[objective]\nname = 'classification'",
-            "my.toml: masking.mlm_probability requires objective.name = 'masked'; omit it",
-        ),
-        (
-            "[data]\nline_by_line = true\n[objective]\nname = 'token_classification'",
-            "my.toml: data.line_by_line requires objective.name = 'masked'; omit it",
+            "[data]\nmixture = ['0.2 general']\n[objective]\nname = 'classification'",
+            "my.toml: data.mixture requires objective.name = 'masked'; omit it",
         ),
         ("[model]\nname = ''\nn_heads = 7", "my.toml: model.n_heads must divide model.dim: 768 / 7"),
         ("[training\nepochs = 3", "--config: my.toml: not TOML: Expected ']' at the end of a table declaration "
@@ -501,3 +498,12 @@ def test_settings_and_command_line_import_neither_tensorflow_nor_hugging_face() 
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert (done.stdout, done.stderr) == ("[] True\n", "")
+
+
+@pytest.mark.parametrize("name, value", [("masking.mlm_probability", 0.3), ("data.line_by_line", True)])
+def test_a_new_run_with_labels_refuses_settings_of_masking(name: str, value: Any) -> None:
+    """An older run may have them, and is still read."""
+    settings = {"objective.name": "classification", name: value}
+    with pytest.raises(Refused, match=f"^{name} requires objective.name = 'masked'; omit it$"):
+        check_new_run(load_config(None, settings))
+    check_new_run(load_config(None, {name: value}))

@@ -36,8 +36,25 @@ def prepare_and_patch(*arguments):
 
     setattr(owner, name, fail)
 
+def prepare_and_spoil(*arguments):
+    prepare(*arguments)
+    import tensorflow as tf
+    from tf_mlm.model.masked_lm import MaskedPositionsHead
+    first, end = map(int, os.environ["BAD_STEPS"].split())
+    original = MaskedPositionsHead.label_outputs
+
+    def label_outputs(self, features, labels, training):
+        losses, *others = original(self, features, labels, training)
+        step = self.optimizer.iterations
+        is_bad = tf.logical_and(tf.logical_and(step >= first, step < end), training)
+        return losses * tf.where(is_bad, float("nan"), 1.0), *others
+
+    MaskedPositionsHead.label_outputs = label_outputs
+
 if "FAIL_AT" in os.environ:
     runtime.prepare = prepare_and_patch
+if "BAD_STEPS" in os.environ:
+    runtime.prepare = prepare_and_spoil
 leave(train_main())
 """
 
@@ -66,11 +83,18 @@ class Ended:
 
 
 def train_with_workers(
-    folder: Path, number: int, *flags: str, failure: Failure | None = None, devices: int = 1, seconds: float = 600
+    folder: Path,
+    number: int,
+    *flags: str,
+    failure: Failure | None = None,
+    bad_steps: tuple[int, int] | None = None,
+    devices: int = 1,
+    seconds: float = 600,
 ) -> list[Ended]:
     """Run `python train.py --config tiny.toml FLAGS` in `folder` in `number` processes; alone if `number` is 1.
 
     Args:
+        bad_steps: the loss is not a number from the first of these steps, counted from 0, up to the second one.
         devices: logical devices of a process that trains alone.
     """
     folder.mkdir(exist_ok=True)
@@ -85,6 +109,8 @@ def train_with_workers(
             environment["TF_CONFIG"] = json.dumps({"cluster": {"worker": addresses}, "task": task})
         if devices > 1:
             environment["TF_MLM_LOGICAL_DEVICES"] = str(devices)
+        if bad_steps:
+            environment["BAD_STEPS"] = "{} {}".format(*bad_steps)
         if failure and failure.worker == index:
             environment |= {
                 "FAIL_AT": failure.at,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tf_mlm.cluster import find_cluster
 from tf_mlm.commands.libraries import start_libraries
 from tf_mlm.commands.multi_worker import train_for_chief, train_together
-from tf_mlm.config import Config, DataConfig, ModelConfig, dump_config, find_recipe, load_config
+from tf_mlm.config import Config, DataConfig, ModelConfig, check_new_run, dump_config, find_recipe, load_config
 from tf_mlm.run.directory import RunDirectory, new_run_path
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def train(
     """
     name = "run" if isinstance(config, Config) else Path(config).stem if config is not None else "imdb"
     resolved = _resolve(config, overrides or {})
+    check_new_run(resolved)
     cluster = find_cluster(resolved)
     given = {"config": dump_config(resolved)}
     path = Path(output_dir) if output_dir is not None else new_run_path(name)

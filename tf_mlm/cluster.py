@@ -51,7 +51,8 @@ def find_cluster(config: Config) -> Cluster | None:
     """The cluster in `TF_CONFIG` or of the SLURM job step, or None if this process trains alone.
 
     Raises:
-        Refused: `TF_CONFIG` is malformed, or `distribution.strategy` requires several workers and there is one.
+        Refused: `TF_CONFIG` is malformed, `distribution.strategy` requires several workers and there is one, or several
+            workers cannot train this objective or have trained in this process before.
     """
     strategy = config.distribution.strategy
     if strategy not in ("auto", "multi_worker"):
@@ -65,6 +66,15 @@ def find_cluster(config: Config) -> Cluster | None:
         raise Refused(
             "distribution.strategy = 'multi_worker': neither TF_CONFIG nor SLURM describes several workers; set "
             "TF_CONFIG in each process, or set the strategy to 'auto'"
+        )
+    if cluster and config.objective.name != "masked":
+        raise Refused(
+            f"objective.name = {config.objective.name!r}: several workers can only train masked language models; start "
+            f"one process without {cluster.source}, or set distribution.strategy = 'none' in one process"
+        )
+    if cluster and runtime.connected_workers():
+        raise Refused(
+            f"{cluster.source}: this process has already trained with other workers; start a new process for each run"
         )
     return cluster
 
@@ -91,8 +101,9 @@ def _parse_tf_config(text: str) -> Cluster | None:
     chiefs, workers = jobs.get("chief", []), jobs.get("worker", [])
     addresses = (*chiefs, *workers)
     for address in addresses:
-        if not address.rpartition(":")[0] or not address.rpartition(":")[2].isdigit():
-            raise Refused(f"TF_CONFIG: the address {address!r} is not of the form host:port")
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+            raise Refused(f"TF_CONFIG: the address {address!r} is not of the form host:port, with a port below 65536")
     if len(set(addresses)) < len(addresses):
         raise Refused("TF_CONFIG: two workers have the same address; give each one a separate port")
     index += len(chiefs) if kind == "worker" else 0
@@ -153,8 +164,7 @@ class Meeting:
                     "output, and start all workers again"
                 ) from None
         if self._cluster.is_chief:
-            for connection in self._connections.values():
-                _send(connection, message)
+            _send_all(self._connections, message)
 
 
 def welcome(cluster: Cluster, config: Config, given: Mapping[str, Any], run: Mapping[str, Any]) -> Meeting:
@@ -188,12 +198,11 @@ def welcome(cluster: Cluster, config: Config, given: Mapping[str, Any], run: Map
             except (OSError, ValueError, KeyError, TypeError):
                 connection.close()  # not a worker
                 continue
-            if reason := _find_difference(hello, given, index):
-                _send(connection, {"refused": reason})
-                raise Refused(reason)
             connections[index] = connection
-        for connection in connections.values():
-            _send(connection, run)
+            if reason := _find_difference(hello, given, cluster, index):
+                _send_all(connections, {"refused": reason})
+                raise Refused(reason)
+        _send_all(connections, run)
         stack.pop_all()
     return Meeting(cluster, connections, seconds)
 
@@ -221,7 +230,8 @@ def join(
         chief = None
         try:
             chief = socket.create_connection((host, int(port)), timeout=max(deadline - time.monotonic(), 1e-3))
-            _send(chief, {"worker": cluster.index, "version": __version__, "given": dict(given)})
+            hello = {"worker": cluster.index, "version": __version__, "given": dict(given)}
+            _send(chief, hello | {"addresses": list(cluster.addresses)})
             answer = _receive(chief, deadline)
             break
         except (OSError, ValueError) as error:  # the chief has not started, or its host name is not known yet
@@ -296,13 +306,15 @@ def _describe_missing(cluster: Cluster, missing: list[int], seconds: float) -> s
     )
 
 
-def _find_difference(hello: Mapping[str, Any], given: Mapping[str, Any], index: int) -> str:
+def _find_difference(hello: Mapping[str, Any], given: Mapping[str, Any], cluster: Cluster, index: int) -> str:
     """Why worker `index` cannot train with the chief; "" if it can."""
     if hello.get("version") != __version__:
         return (
             f"worker {index} has tf_mlm {hello.get('version')}, and worker 0 has {__version__}; install the same "
             "version for all workers"
         )
+    if hello.get("addresses") != list(cluster.addresses):
+        return f"{cluster.source}: worker {index} has other addresses than worker 0; pass the same list to all workers"
     theirs = hello.get("given", {})
     for name in sorted({*theirs, *given}):
         if theirs.get(name) != given.get(name):
@@ -311,6 +323,12 @@ def _find_difference(hello: Mapping[str, Any], given: Mapping[str, Any], index: 
                 f"{given.get(name)!r}; start all workers with the same settings"
             )
     return ""
+
+
+def _send_all(connections: Mapping[int, socket.socket], value: Mapping[str, Any]) -> None:
+    for connection in connections.values():
+        with contextlib.suppress(OSError):  # the worker has ended; a later step reports it
+            _send(connection, value)
 
 
 def _send(connection: socket.socket, value: Mapping[str, Any]) -> None:

@@ -115,7 +115,7 @@ class DataConfig:
             raise ValueError(
                 "isolate_documents has no effect with line_by_line, which puts one document in each sequence; omit one"
             )
-        if sum(share for share, _ in self.mixture_shares) >= 1:
+        if sum(share for share, _ in self.mixture_shares) > 1 - 1e-9:  # ten times 0.1 is less than 1
             raise ValueError("the shares in mixture must add up to less than 1; the rest is the share of dataset")
         if self.mixture and self.streaming:
             raise ValueError("mixture cannot be combined with streaming; omit one")
@@ -293,8 +293,11 @@ class Config:
                 )
         elif not self.model.name:
             raise ValueError(f"objective.name = {self.objective.name!r} requires model.name")
-        elif changed := _settings_of_masking(self):
-            raise ValueError(f"{changed[0]} requires objective.name = 'masked'; omit it")
+        elif self.data.isolate_documents or self.data.mixture:
+            name = "isolate_documents" if self.data.isolate_documents else "mixture"
+            raise ValueError(f"data.{name} requires objective.name = 'masked'; omit it")
+        elif self.training.measure_matmul_peak:
+            raise ValueError("training.measure_matmul_peak requires objective.name = 'masked'; omit it")
         elif self.objective.text_pair_column and self.objective.name != "classification":
             raise ValueError("objective.text_pair_column requires objective.name = 'classification'")
         if not self.model.name and self.model.dim % self.model.n_heads:
@@ -302,13 +305,19 @@ class Config:
         return self
 
 
-def _settings_of_masking(config: Config) -> list[str]:
-    """The settings that differ from their defaults and have an effect in masked language modeling alone."""
+def check_new_run(config: Config) -> None:
+    """Check what `load_config` accepts, so that older runs can be read, but a new run should not be started with.
+
+    Raises:
+        Refused: a setting that has an effect in masked language modeling alone is set for another objective.
+    """
+    if config.objective.name == "masked":
+        return
     names = [name for name in setting_fields() if name.startswith("masking.")]
-    names += ["data.line_by_line", "data.overflow", "data.mixture", "data.isolate_documents", "data.streaming"]
-    names += ["training.measure_matmul_peak"]
-    values = {name: getattr(getattr(config, name.split(".")[0]), name.split(".")[1]) for name in names}
-    return [name for name, value in values.items() if value != setting_fields()[name].default.default]
+    for name in [*names, "data.line_by_line", "data.overflow", "data.streaming"]:
+        section, key = name.split(".")
+        if getattr(getattr(config, section), key) != setting_fields()[name].default.default:
+            raise Refused(f"{name} requires objective.name = 'masked'; omit it")
 
 
 def setting_fields() -> dict[str, Any]:

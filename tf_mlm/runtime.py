@@ -117,6 +117,8 @@ def captured_stderr() -> Iterator[None]:
         os.dup2(held.fileno(), 2)
         try:
             yield
+        except Refused:
+            raise  # its message says enough
         except BaseException:
             sys.stderr.flush()
             held.seek(0)
@@ -236,6 +238,11 @@ def use_workers(strategy: Any, number: int, index: int) -> None:
     _workers = Workers(strategy, number, index)
 
 
+def connected_workers() -> Workers | None:
+    """The workers that this process is connected to; None if it trains alone."""
+    return _workers
+
+
 def choose_strategy(requested: str) -> Any:
     """The `tf.distribute` strategy.
 
@@ -244,7 +251,7 @@ def choose_strategy(requested: str) -> Any:
     """
     import tensorflow as tf
 
-    if _workers:
+    if _workers and requested in ("auto", "multi_worker"):
         return _workers.strategy
 
     gpus = tf.config.list_logical_devices("GPU")
@@ -308,5 +315,5 @@ def set_up(config: Config) -> Machine:
             f"training.batch_size = {training.batch_size}: must be a multiple of {parts} (training.accumulate_steps x "
             f"{strategy.num_replicas_in_sync} devices)"
         )
-    workers = _workers or Workers(strategy, 1, 0)
+    workers = _workers if _workers and _workers.strategy is strategy else Workers(strategy, 1, 0)
     return Machine(precision, choose_xla(training.xla), strategy, workers.number, workers.index)

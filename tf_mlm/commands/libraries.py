@@ -35,7 +35,8 @@ def start_libraries_for(*models: str) -> None:
 
 def _sources(config: Config) -> list[Source]:
     sources = [config.model.source] if config.model.name else []
-    return [*sources, *([config.data.source] if config.data.dataset != "sample" else [])]
+    datasets = [config.data.dataset, *(dataset for _, dataset in config.data.mixture_shares)]
+    return [*sources, *(Source.of(dataset) for dataset in datasets if dataset != "sample")]
 
 
 def _start(

@@ -53,6 +53,9 @@ def train_for_chief(
     """
     meeting, sent = join(cluster, config.distribution, given)
     with meeting, tempfile.TemporaryDirectory(prefix="tf_mlm-worker-", ignore_cleanup_errors=True) as folder:
+        if "finished" in sent:
+            print(sent["finished"])
+            return
         run = RunDirectory(Path(folder))
         run.config_path.write_text(sent["config"], encoding="utf-8")
         run.metrics_path.write_text(sent["events"], encoding="utf-8")
@@ -60,7 +63,13 @@ def train_for_chief(
         connect = functools.partial(create_strategy, cluster, config.distribution, meeting)
         start_libraries(config, verbose, connect=connect)
         _train(config, run, callbacks)
-    print("finished   worker 0 exports the model")
+    print("finished   worker 0 has written the run directory")
+
+
+def dismiss(cluster: Cluster, config: Config, given: Mapping[str, Any], message: str) -> None:
+    """End the other workers with a message, because the run is finished. The chief calls it."""
+    with welcome(cluster, config, given, {"finished": message}):
+        pass
 
 
 def _train(config: Config, run: RunDirectory, callbacks: Sequence[Any]) -> None:

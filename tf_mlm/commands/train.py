@@ -11,8 +11,8 @@ from typing import Any
 
 from tf_mlm.cluster import Cluster, find_cluster
 from tf_mlm.commands.libraries import start_libraries
-from tf_mlm.commands.multi_worker import train_for_chief, train_together
-from tf_mlm.config import Config, dump_config, find_recipe, load_config, setting_fields
+from tf_mlm.commands.multi_worker import dismiss, train_for_chief, train_together
+from tf_mlm.config import Config, check_new_run, dump_config, find_recipe, load_config, setting_fields
 from tf_mlm.errors import HubOutOfReach, Refused
 from tf_mlm.hub import Source
 
@@ -127,7 +127,7 @@ def _train_or_resume(config: Config, arguments: argparse.Namespace, overrides: d
     from tf_mlm.run.directory import RunDirectory, new_run_path, newest_unfinished_run
 
     cluster = None if arguments.plan else find_cluster(config)
-    given = {"--config": str(arguments.config or ""), **overrides}
+    given = _given(arguments, overrides)
     if cluster and not cluster.is_chief:
         return train_for_chief(cluster, config, given, verbose=arguments.verbose)
     name = arguments.config.stem if arguments.config else "imdb"
@@ -143,11 +143,17 @@ def _train_or_resume(config: Config, arguments: argparse.Namespace, overrides: d
                 )
         if arguments.resume != NEWEST or (resumed / "config.toml").exists():
             return _resume(resumed, arguments, overrides, cluster)
+    check_new_run(config)
     if arguments.plan:
         return _plan(config, RunDirectory(path), arguments.verbose)
     run = RunDirectory.create(path)
     with run.discarded_if_refused():
         train_together(cluster, config, run, given, verbose=arguments.verbose)
+
+
+def _given(arguments: argparse.Namespace, overrides: dict[str, Any]) -> dict[str, Any]:
+    """What all workers of a training must be started with. The recipes of two installations have different paths."""
+    return {"--config": arguments.config.name if arguments.config else "", **overrides}
 
 
 def _plan(config: Config, run: Any, verbose: bool) -> None:
@@ -170,12 +176,19 @@ def _resume(path: Path, arguments: argparse.Namespace, overrides: dict[str, Any]
         _check_same(path, stored, config, continuation if is_finished else "start a new run to change it")
         if is_finished:
             shutil.rmtree(run.checkpoints_path, ignore_errors=True)  # a kill may have left checkpoints
-            print(f"{path} is a finished run; nothing to do; {continuation}")
+            message = f"{path} is a finished run; nothing to do; {continuation}"
+            print(message, flush=True)
+            if cluster:
+                dismiss(cluster, config, _given(arguments, overrides), message)
             return
         if arguments.plan:
             return _plan(config, run, arguments.verbose)
-        given = {"--config": str(arguments.config or ""), **overrides}
-        train_together(cluster, config, run, given, verbose=arguments.verbose)
+        if cluster and find_cluster(config) is None:
+            raise Refused(
+                f"--resume {path}: the run has distribution.strategy = {config.distribution.strategy!r}; start one "
+                f"process without {cluster.source}"
+            )
+        train_together(cluster, config, run, _given(arguments, overrides), verbose=arguments.verbose)
     finally:
         run.release()
 

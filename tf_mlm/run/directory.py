@@ -153,11 +153,19 @@ class RunDirectory:
         A relative path in config.toml is valid only in the directory where the run was started.
         """
         recorded = self._read_environment().get("paths", {})
-        name, dataset = (
-            path if (path := recorded.get(setting, "")) and (glob.has_magic(path) or os.path.exists(path)) else typed
-            for setting, typed in (("model.name", config.model.name), ("data.dataset", config.data.dataset))
+
+        def locate(typed: str, path: str) -> str:
+            return path if path and (glob.has_magic(path) or os.path.exists(path)) else typed
+
+        shares = config.data.mixture_shares
+        paths = recorded.get("data.mixture", [""] * len(shares))
+        mixture = tuple(f"{share} {locate(name, path)}" for (share, name), path in zip(shares, paths, strict=True))
+        dataset = locate(config.data.dataset, recorded.get("data.dataset", ""))
+        return replace(
+            config,
+            model=replace(config.model, name=locate(config.model.name, recorded.get("model.name", ""))),
+            data=replace(config.data, dataset=dataset, mixture=mixture),
         )
-        return replace(config, model=replace(config.model, name=name), data=replace(config.data, dataset=dataset))
 
     def load_train_hashes(self) -> "np.ndarray | None":
         """uint64, a hash of each training document; None if the run has recorded none."""

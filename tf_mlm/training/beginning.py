@@ -7,6 +7,7 @@ from typing import Any
 from tf_mlm import runtime
 from tf_mlm.data.corpus import SAMPLE
 from tf_mlm.errors import Refused
+from tf_mlm.hub import Source
 from tf_mlm.model.matmul_peak import measure_matmul_peak
 from tf_mlm.model.metrics import LOSS, metric_values
 from tf_mlm.run.checkpoint import Progress
@@ -79,6 +80,7 @@ def _environment(job: Job, progress: Progress) -> dict[str, Any]:
         "paths": {
             "model.name": job.config.model.source.absolute_path,
             "data.dataset": job.config.data.source.absolute_path if job.config.data.dataset != SAMPLE else "",
+            "data.mixture": [Source.of(dataset).absolute_path for _, dataset in job.config.data.mixture_shares],
         },
         "fingerprint": progress.fingerprint,
     }

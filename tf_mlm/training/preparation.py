@@ -144,11 +144,11 @@ def prepare(
             print(f"{output} is already prepared; nothing to do")
             return Shards(output, read_record(output / PREPARED))
         _check_disk(output, corpus, tokenizer, config.data)
+        write_atomically(output / STARTED, dump_json(record, indent=2) + "\n")  # first, so that a kill can be continued
         with atomic_directory(output / "tokenizer") as temporary:
             tokenizer.save_pretrained(str(temporary))
         for folder in (*SPLITS, _SIGNATURES):
             (output / folder).mkdir(exist_ok=True)
-        write_atomically(output / STARTED, dump_json(record, indent=2) + "\n")
         with _interruptible(output):
             if deduplicate != "none":
                 sign = partial(write_signatures, method=deduplicate)
@@ -378,7 +378,8 @@ def _estimate_bytes(documents: datasets.Dataset, tokenizer: PreTrainedTokenizerF
     num_sequences = num_tokens / data.sequence_length
     if data.line_by_line:
         num_sequences = np.ceil(num_sequences) if data.overflow == "split" else np.ones_like(num_sequences)
-    return int(num_sequences.mean() * len(documents) * (data.sequence_length + 1) * np.dtype(np.int32).itemsize)
+    bytes_per_token = np.dtype(np.int32).itemsize + data.isolate_documents  # the flags of `document_starts`
+    return int(num_sequences.mean() * len(documents) * (data.sequence_length * bytes_per_token + 4))
 
 
 def _save_array(path: Path, array: np.ndarray) -> None:

@@ -16,7 +16,7 @@ from tf_mlm.run.checkpoint import (
 from tf_mlm.run.events import NonFiniteEvent
 from tf_mlm.training.fingerprint import fingerprint
 from tf_mlm.training.job import Job
-from tf_mlm.training.workers import share_progress, share_variables
+from tf_mlm.training.workers import share_events, share_progress, share_variables
 
 _SEQUENCES_SHOWN = 100  # in an error message; metrics.jsonl lists all
 
@@ -80,6 +80,7 @@ def roll_back(job: Job, error: NonFiniteLoss) -> Progress:
     good = share_progress(job.machine, good)
     share_variables(job.machine, model_variables(job.model))
     run.cut_events(good.metrics_bytes)
+    share_events(job.machine, run)
     progress = replace(
         good,
         seconds=failed.seconds,

@@ -20,7 +20,7 @@ from tf_mlm.training.objectives.table import OBJECTIVES
 from tf_mlm.training.plan import describe_trial, run_trial
 from tf_mlm.training.recovery import restore, roll_back
 from tf_mlm.training.summary import describe
-from tf_mlm.training.workers import reporting_failed_workers
+from tf_mlm.training.workers import reporting_failed_workers, wait_for_chief
 
 
 def train(config: Config, run: RunDirectory, callbacks: Sequence[keras.callbacks.Callback] = ()) -> None:
@@ -36,9 +36,9 @@ def train(config: Config, run: RunDirectory, callbacks: Sequence[keras.callbacks
         WorkerFailed: another worker failed.
     """
     run.write_config(config)
-    job = build_job(run.locate(config), run)
-    print(describe(job), flush=True)
-    with reporting_failed_workers(job.machine):
+    with reporting_failed_workers():
+        job = build_job(run.locate(config), run)
+        print(describe(job), flush=True)
         progress = restore(job)
         begin(job, progress)
         while True:
@@ -59,8 +59,9 @@ def train(config: Config, run: RunDirectory, callbacks: Sequence[keras.callbacks
                 break
             except NonFiniteLoss as error:
                 progress = roll_back(job, error)
-    if job.machine.is_chief:
-        export(job, context.progress())
+        if job.machine.is_chief:
+            export(job, context.progress())
+        wait_for_chief(job.machine)
 
 
 def build_job(config: Config, run: RunDirectory) -> Job:

@@ -11,7 +11,16 @@ import tensorflow as tf
 
 from tf_mlm.errors import Refused, WorkerFailed
 from tf_mlm.run.checkpoint import Progress
-from tf_mlm.runtime import Machine
+from tf_mlm.run.directory import RunDirectory
+from tf_mlm.runtime import Machine, connected_workers
+
+_LOST = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+)
+"""Errors of an operation that waits for a worker that has ended."""
 
 
 def share_progress(machine: Machine, progress: Progress) -> Progress:
@@ -32,6 +41,14 @@ def share_progress(machine: Machine, progress: Progress) -> Progress:
     for name in ("logged_sums", "rolled_back"):
         state[name] = state[name] and tuple(state[name])
     return Progress(**state)
+
+
+def share_events(machine: Machine, run: RunDirectory) -> None:
+    """Replace the events of the other workers by those of the chief, whose times, and so whose lengths, differ."""
+    if machine.num_workers > 1:
+        text = _broadcast_bytes(machine, run.metrics_path.read_bytes() if machine.is_chief else b"")
+        if not machine.is_chief:
+            run.metrics_path.write_bytes(text)
 
 
 def share_variables(machine: Machine, variables: dict[str, Any]) -> None:
@@ -63,16 +80,24 @@ def _broadcast(machine: Machine, array: np.ndarray) -> np.ndarray:
     return broadcast(tf.constant(array)).numpy()
 
 
+def wait_for_chief(machine: Machine) -> None:
+    """Wait until the chief calls this too, after it has exported the model."""
+    if machine.num_workers > 1:
+        with contextlib.suppress(*_LOST) if machine.is_chief else contextlib.nullcontext():
+            _broadcast(machine, np.zeros(1, np.int32))
+
+
 @contextlib.contextmanager
-def reporting_failed_workers(machine: Machine) -> Iterator[None]:
+def reporting_failed_workers() -> Iterator[None]:
     """Raise `WorkerFailed` instead of the error of an operation that lost another worker."""
     try:
         yield
-    except tf.errors.OpError as error:
-        if machine.num_workers == 1:
+    except _LOST as error:
+        workers = connected_workers()
+        if workers is None:
             raise
         reason = str(error).rpartition("aborted by: ")[2].splitlines()[0].rstrip(" :")
         raise WorkerFailed(
-            f"worker {machine.worker}: another worker failed or cannot be reached ({reason}); start all workers again "
+            f"worker {workers.index}: another worker failed or cannot be reached ({reason}); start all workers again "
             "with --resume to continue from the last checkpoint"
         ) from error

@@ -128,4 +128,4 @@ class Checkpoints(keras.callbacks.Callback):
     def _stop_if(self, must_stop: bool) -> None:
         if must_stop:
             self._signals.received = self._signals.received or signal.SIGTERM  # another worker received it
-            self._signals.raise_if_received(self._log.step, self._run.path)
+            self._signals.raise_if_received(self._log.step, self._run.path if self._machine.is_chief else "RUN")
