@@ -338,9 +338,9 @@ def test_any_pipeline_arguments_give_every_sequence_once(cases: int, monkeypatch
     """Every epoch has every sequence once. A start at any step gives the same rows as the whole pipeline."""
 
     class Table:
-        def __init__(self, collator: Any, examples: Any, batch_size: int):
+        def __init__(self, collator: Any, examples: Any, batch_size: int, share: Any):
             self.rows = np.stack([examples[:][name] for name in ("epoch", "index")])
-            assert self.rows.shape[1] % batch_size == 0
+            assert self.rows.shape[1] % (share.num_rows if share else batch_size) == 0
 
         def repeat(self) -> "Table":
             return self
@@ -357,6 +357,12 @@ def test_any_pipeline_arguments_give_every_sequence_once(cases: int, monkeypatch
         whole = pipeline.build_train_dataset(collator, rows, **arguments)
         rest = pipeline.build_train_dataset(collator, rows, **arguments, first_batch=first_batch)
         np.testing.assert_array_equal(rest.rows, whole.rows[:, first_batch * batch_size :])
+        size = batch_size // 2
+        if batch_size % 2 == 0:  # the shares of two workers are the halves of each batch
+            shares = [pipeline.Share(first, first + size, size) for first in (0, size)]
+            halves = [pipeline.build_train_dataset(collator, rows, **arguments, share=each).rows for each in shares]
+            batches = np.concatenate([half.reshape(2, -1, size) for half in halves], axis=2)
+            np.testing.assert_array_equal(batches.reshape(2, -1), whole.rows)
         for epoch in range(1, epochs + 1):
             index = whole.rows[1, whole.rows[0] == epoch]
             assert len(index) == steps * batch_size

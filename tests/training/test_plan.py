@@ -43,7 +43,11 @@ def build_job(settings: Config, num_sequences: int, tokens_per_batch: int = 3000
     from tf_mlm.training.length import RunLength
 
     data = SimpleNamespace(count_tokens=lambda config, first, end: (end - first) * tokens_per_batch)
-    machine = SimpleNamespace(precision=Precision(settings.training.precision.replace("auto", "bfloat16"), "a test"))
+    machine = SimpleNamespace(
+        precision=Precision(settings.training.precision.replace("auto", "bfloat16"), "a test"),
+        strategy=SimpleNamespace(num_replicas_in_sync=1),
+        num_workers=1,
+    )
     length = RunLength.of(settings, num_sequences)
     parts: dict[str, Any] = {"machine": machine, "tokenizer": None, "data": data, "model": MODEL}
     return Job(config=settings, run=RunDirectory(Path("RUN")), newly_initialized=[], length=length, **parts)

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import pickle
 import shutil
 import signal
 import sys
@@ -16,6 +15,7 @@ import datasets
 import filelock
 import numpy as np
 import xxhash
+from tokenizers import Tokenizer
 from tqdm import tqdm
 from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
 
@@ -155,7 +155,7 @@ def prepare(
                 blocks = _blocks(output, corpus, documents_per_shard)
                 signed = [*_with_bar("Comparing", run_tasks(sign, blocks), corpus)]
                 corpus, record["num_repeated"] = _drop_duplicates(corpus, signed, deduplicate, duplicate_threshold)
-            write = partial(write_shard, tokenizer=pickle.dumps(tokenizer), data=config.data)
+            write = partial(write_shard, tokenizer=_describe_tokenizer(tokenizer), data=config.data)
             blocks = _blocks(output, corpus, documents_per_shard)
             finished = _with_bar("Tokenizing", run_tasks(write, blocks), corpus)
             record["shards"] = _collect(output, finished, len(tokenizer))
@@ -184,13 +184,14 @@ def _collect(output: Path, finished: Iterable[FinishedShard], vocab_size: int) -
     return {split: [facts for _, facts in sorted(shards[split].items())] for split in SPLITS}
 
 
-def write_shard(block: Block, tokenizer: bytes, data: DataConfig) -> FinishedShard:
+def write_shard(block: Block, tokenizer: tuple[str, str], data: DataConfig) -> FinishedShard:
     """Tokenize and pack the documents of `block`, unless its shard is already complete.
 
     Args:
-        tokenizer: the pickled tokenizer. It is not shared, because packing changes its truncation.
+        tokenizer: its `_describe_tokenizer`. Each task builds its own one, because packing changes its truncation.
     """
-    own_tokenizer: PreTrainedTokenizerFast = pickle.loads(tokenizer)
+    backend, pad_token = tokenizer
+    own_tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(backend), pad_token=pad_token)
     part = read_shard(block.folder, data.sequence_length)
     if part is None or part.num_documents + part.num_empty != len(block.documents):
         with atomic_directory(block.folder) as temporary:
@@ -380,6 +381,11 @@ def _estimate_bytes(documents: datasets.Dataset, tokenizer: PreTrainedTokenizerF
         num_sequences = np.ceil(num_sequences) if data.overflow == "split" else np.ones_like(num_sequences)
     bytes_per_token = np.dtype(np.int32).itemsize + data.isolate_documents  # the flags of `document_starts`
     return int(num_sequences.mean() * len(documents) * (data.sequence_length * bytes_per_token + 4))
+
+
+def _describe_tokenizer(tokenizer: PreTrainedTokenizerFast) -> tuple[str, str]:
+    """All that packing needs of a tokenizer: its backend as JSON, and its padding token."""
+    return tokenizer.backend_tokenizer.to_str(), str(tokenizer.pad_token)
 
 
 def _save_array(path: Path, array: np.ndarray) -> None:
