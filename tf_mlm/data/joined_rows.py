@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from tf_mlm.data.sequences import Sequences
+
 
 class JoinedRows:
     """The rows of all `parts`, one part after the other, as one read-only array.
@@ -50,3 +52,16 @@ class JoinedRows:
 def join_rows(parts: list[np.ndarray]) -> Any:
     """`parts` as one array; a single part is returned unchanged."""
     return parts[0] if len(parts) == 1 else JoinedRows(parts)
+
+
+def join_sequences(parts: list[Sequences]) -> Sequences:
+    """`parts` as one; either all or none of them have `document_starts`."""
+    starts = [part.document_starts for part in parts if part.document_starts is not None]
+    return Sequences(
+        input_ids=join_rows([part.input_ids for part in parts]),
+        lengths=join_rows([part.lengths for part in parts]),
+        document_starts=join_rows(starts) if starts else None,
+        num_documents=sum(part.num_documents for part in parts),
+        num_empty=sum(part.num_empty for part in parts),
+        num_tokens=sum(part.num_tokens for part in parts),
+    )

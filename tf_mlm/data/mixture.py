@@ -9,7 +9,7 @@ from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
 
 from tf_mlm.config import DataConfig
 from tf_mlm.data.corpus import Corpus
-from tf_mlm.data.joined_rows import join_rows
+from tf_mlm.data.joined_rows import join_sequences
 from tf_mlm.data.sequences import Sequences, load_sequences
 
 _STREAM = 8  # separates these random numbers from others drawn with the same seed
@@ -91,13 +91,4 @@ def mix(
             }
         )
     sizes = [len(part.input_ids) for part in parts]
-    document_starts = [part.document_starts for part in parts if part.document_starts is not None]
-    joined = Sequences(
-        input_ids=join_rows([part.input_ids for part in parts]),
-        lengths=join_rows([part.lengths for part in parts]),
-        document_starts=join_rows(document_starts) if document_starts else None,
-        num_documents=train.num_documents,
-        num_empty=train.num_empty,
-        num_tokens=train.num_tokens,
-    )
-    return joined, MixedRows(rows, np.cumsum(sizes)[:-1].tolist(), sizes[1:], counts, seed), facts
+    return join_sequences(parts), MixedRows(rows, np.cumsum(sizes)[:-1].tolist(), sizes[1:], counts, seed), facts

@@ -21,7 +21,7 @@ import xxhash
 from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
 
 from tf_mlm.config import DataConfig, ModelConfig
-from tf_mlm.data.joined_rows import join_rows
+from tf_mlm.data.joined_rows import join_sequences
 from tf_mlm.data.local_files import PREPARED, STARTED, is_prepared
 from tf_mlm.data.sequences import Sequences, read_sequences
 from tf_mlm.errors import Refused
@@ -117,15 +117,7 @@ class Shards:
                     f"{PREPARED} and run: {self.command(self.path)}"
                 )
             parts.append(part)
-        starts = [part.document_starts for part in parts if part.document_starts is not None]
-        return Sequences(
-            input_ids=join_rows([part.input_ids for part in parts]),
-            lengths=join_rows([part.lengths for part in parts]),
-            document_starts=join_rows(starts) if starts else None,
-            num_documents=sum(part.num_documents for part in parts),
-            num_empty=sum(part.num_empty for part in parts),
-            num_tokens=sum(part.num_tokens for part in parts),
-        )
+        return join_sequences(parts)
 
     def check_settings(self, data: DataConfig) -> None:
         """

@@ -47,6 +47,14 @@ class Progress:
     bad_steps: int = 0
     rolled_back: tuple[int, int] | None = None
 
+    @classmethod
+    def from_json(cls, state: dict[str, Any]) -> "Progress":
+        """The progress whose fields, by name, were written as JSON, which has no tuples."""
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in state.items()
+        }
+        return cls(**fields)
+
     @property
     def next_batch(self) -> int:
         """Number of the next batch in the order of the data, counted from 0; a rollback skips batches."""
@@ -111,9 +119,7 @@ def load_checkpoint(
             if _checksum(path / _ARRAYS) != state.pop("checksum"):
                 raise ValueError(f"{_ARRAYS} does not match its checksum")
             arrays = safetensors.numpy.load_file(path / _ARRAYS)
-            for name in ("logged_sums", "rolled_back"):
-                state[name] = state[name] and tuple(state[name])
-            progress = Progress(**state)
+            progress = Progress.from_json(state)
         except (OSError, ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError) as error:
             print(f"checkpoint {path.name} is damaged and skipped: {type(error).__name__}: {error}")
             continue

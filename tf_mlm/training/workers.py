@@ -38,9 +38,7 @@ def share_progress(machine: Machine, progress: Progress) -> Progress:
             f"worker {machine.worker}: its text, model or precision differs from that of worker 0; use the same "
             "dataset and model on all workers, and set training.precision"
         )
-    for name in ("logged_sums", "rolled_back"):
-        state[name] = state[name] and tuple(state[name])
-    return Progress(**state)
+    return Progress.from_json(state)
 
 
 def share_events(machine: Machine, run: RunDirectory) -> None:
