@@ -26,6 +26,8 @@ ORDER = [
     "tf_mlm.data.shards",
     "tf_mlm.data.masking",
     "tf_mlm.data.mixture",
+    "tf_mlm.data.streams",
+    "tf_mlm.data.streamed_sequences",
     "tf_mlm.data.pipeline",
     "tf_mlm.data.prepared",
     "tf_mlm.data.tables",

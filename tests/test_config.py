@@ -72,7 +72,7 @@ def test_a_rate_may_be_written_in_any_number_format(text: str, value: Any) -> No
 
 @pytest.mark.parametrize("text, value", [("true", True), ("True", True), ("false", False), ("False", False)])
 def test_a_boolean_may_be_written_as_in_toml_or_python(text: str, value: Any) -> None:
-    assert load_config(None, {"data.streaming": text}).data.streaming is value
+    assert load_config(None, {"data.line_by_line": text}).data.line_by_line is value
 
 
 def test_a_string_that_looks_like_a_number_stays_a_string() -> None:
@@ -308,8 +308,24 @@ def test_the_documented_recipes_exist() -> None:
             "my.toml: training: each of example_sentences must contain [MASK]; 'no mask' does not",
         ),
         (
-            "[data]\nstreaming = true\nnum_train_sequences = 0",
-            "my.toml: data.streaming requires data.num_train_sequences and data.num_validation_sequences above 0",
+            "[data]\nstreaming = true\n[training]\nnum_train_steps = 9",
+            "my.toml: data.streaming requires training.validate_every_steps above 0, because a stream has no epochs",
+        ),
+        (
+            "[data]\nstreaming = true\nnum_validation_sequences = 0",
+            "my.toml: data: streaming requires num_validation_sequences above 0",
+        ),
+        (
+            "[data]\nstreaming = true\nline_by_line = true",
+            "my.toml: data: line_by_line cannot be combined with streaming; omit one",
+        ),
+        (
+            "[model]\nname = ''\n[data]\nstreaming = true\n[training]\nnum_train_steps = 9\nvalidate_every_steps = 3",
+            "my.toml: data.streaming requires model.name; to train a new vocabulary, run `tf-mlm prepare --model ''`",
+        ),
+        (
+            "[training]\nvalidate_every_steps = 3",
+            "my.toml: training.validate_every_steps requires data.streaming = true; omit it",
         ),
         (
             "[data]\nisolate_documents = true\nline_by_line = true",

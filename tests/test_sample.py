@@ -38,8 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_the_sample_ends_far_below_the_unigram_and_trigram_losses(run: Path, tensorflow: None) -> None:
     from tf_mlm.data.corpus import load_corpus
-    from tf_mlm.data.mixture import rows_of_epoch
-    from tf_mlm.data.pipeline import build_collator
+    from tf_mlm.data.pipeline import build_collator, rows_of_epoch
     from tf_mlm.data.prepared import prepare_data
     from tf_mlm.model.loading import load_trained
 

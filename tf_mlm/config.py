@@ -106,7 +106,12 @@ class DataConfig:
         240.0, "minutes to wait while another process tokenizes the same documents into the same cache", gt=0
     )
     streaming: bool = _setting(
-        False, "read only as much of a Hub dataset as num_train_sequences and num_validation_sequences need"
+        False,
+        "tokenize the training documents while training, without storing them; requires training.num_train_steps, "
+        "ignores num_train_sequences",
+    )
+    shuffle_buffer_size: int = _setting(
+        10_000, "with streaming: number of consecutive sequences that are shuffled together in memory", ge=1
     )
 
     @model_validator(mode="after")
@@ -117,8 +122,12 @@ class DataConfig:
             )
         if sum(share for share, _ in self.mixture_shares) > 1 - 1e-9:  # ten times 0.1 is less than 1
             raise ValueError("the shares in mixture must add up to less than 1; the rest is the share of dataset")
-        if self.mixture and self.streaming:
-            raise ValueError("mixture cannot be combined with streaming; omit one")
+        if self.streaming:
+            for name in ("mixture", "line_by_line"):
+                if getattr(self, name):
+                    raise ValueError(f"{name} cannot be combined with streaming; omit one")
+            if not self.num_validation_sequences:
+                raise ValueError("streaming requires num_validation_sequences above 0")
         return self
 
     @property
@@ -200,6 +209,9 @@ class OptimizerConfig:
 class TrainingConfig:
     epochs: int = _setting(20, "passes over the training sequences", ge=1)
     num_train_steps: int = _setting(0, "number of updates; overrides epochs; 0 uses epochs", ge=0)
+    validate_every_steps: int = _setting(
+        0, "with data.streaming: updates between two validations, reported as one epoch", ge=0
+    )
     batch_size: int = _setting(32, "sequences per update", ge=1)
     accumulate_steps: int = _setting(
         1, "parts of a batch computed one after the other, to save memory; must divide batch_size", ge=1
@@ -279,10 +291,21 @@ class Config:
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
-        if self.data.streaming and not (self.data.num_train_sequences and self.data.num_validation_sequences):
-            raise ValueError(
-                "data.streaming requires data.num_train_sequences and data.num_validation_sequences above 0"
-            )
+        if self.data.streaming:
+            for name in ("num_train_steps", "validate_every_steps"):
+                if not getattr(self.training, name):
+                    raise ValueError(f"data.streaming requires training.{name} above 0, because a stream has no epochs")
+            if self.data.shuffle_buffer_size < self.training.batch_size:
+                raise ValueError(
+                    "data.shuffle_buffer_size must be at least training.batch_size: "
+                    f"{self.data.shuffle_buffer_size} < {self.training.batch_size}"
+                )
+            if not self.model.name:
+                raise ValueError(
+                    "data.streaming requires model.name; to train a new vocabulary, run `tf-mlm prepare --model ''`"
+                )
+        elif self.training.validate_every_steps:
+            raise ValueError("training.validate_every_steps requires data.streaming = true; omit it")
         if self.training.measure_matmul_peak and self.model.train != "all":
             raise ValueError("training.measure_matmul_peak requires model.train = 'all'")
         if self.objective.name == "masked":
@@ -314,7 +337,7 @@ def check_new_run(config: Config) -> None:
     if config.objective.name == "masked":
         return
     names = [name for name in setting_fields() if name.startswith("masking.")]
-    for name in [*names, "data.line_by_line", "data.overflow", "data.streaming"]:
+    for name in [*names, "data.line_by_line", "data.overflow", "data.streaming", "data.shuffle_buffer_size"]:
         section, key = name.split(".")
         if getattr(getattr(config, section), key) != setting_fields()[name].default.default:
             raise Refused(f"{name} requires objective.name = 'masked'; omit it")

@@ -169,14 +169,6 @@ def test_the_text_column_and_all_columns_are_known(tmp_path: Path) -> None:
     assert (found.text_column, found.columns) == ("", ())
 
 
-def test_streaming_of_local_files_is_refused(tmp_path: Path) -> None:
-    message = refusal(put(tmp_path / "a.txt", "a", "b"), streaming=True)
-    assert message == (
-        "data.streaming = true: only Hub datasets can be streamed, and data.dataset = 'PATH' is not on the Hub; omit "
-        "data.streaming"
-    )
-
-
 def test_documents_that_are_in_the_training_text_are_counted(tmp_path: Path) -> None:
     hashes = load(put(tmp_path / "a.txt", *numbered(0, 40))).train_hashes
     config = DataConfig(dataset=str(put(tmp_path / "b.txt", *numbered(30, 60))))
@@ -409,7 +401,6 @@ def from_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
             return load_dataset(
                 kind,
                 data_files={split: str(file) for split, file in files.items()},
-                streaming=options["streaming"],
                 cache_dir=str(tmp_path / "hub cache"),
             )
 
@@ -429,7 +420,7 @@ def test_the_hub_gives_the_splits_with_only_the_text_column(tmp_path: Path, from
     assert texts(found.train) == numbered(0, 4)
     assert texts(found.validation) == numbered(4, 6)
     assert found.num_overlap == 1
-    assert calls == [("o/n", "plain", {"revision": "v2", "num_proc": 2, "streaming": False})]
+    assert calls == [("o/n", "plain", {"revision": "v2", "num_proc": 2})]
 
 
 def test_a_missing_ambiguous_or_numeric_text_column_of_the_hub_is_refused(tmp_path: Path, from_hub: Any) -> None:
@@ -478,76 +469,6 @@ def test_errors_of_the_library_become_one_line(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(datasets, "load_dataset", out_of_reach)
     with pytest.raises(HubOutOfReach):
         load("o/n")
-
-
-# --- the Hub as a stream
-
-# The csv reader of the library does not close its file.
-csv_left_open = pytest.param(
-    "csv", marks=pytest.mark.filterwarnings("ignore:Exception ignored:pytest.PytestUnraisableExceptionWarning")
-)
-
-
-@pytest.mark.parametrize("kind", ["parquet", "jsonl", csv_left_open])
-@pytest.mark.parametrize("column", ["", "review"])
-def test_a_stream_without_a_schema_is_read(tmp_path: Path, from_hub: Any, kind: str, column: str) -> None:
-    calls = from_hub(
-        train=put(tmp_path / f"train.{kind}", *numbered(0, 4), column="review"),
-        test=put(tmp_path / f"test.{kind}", *numbered(3, 6), column="review"),
-    )
-    found = load("o/n", streaming=True, text_column=column, num_proc=3)
-    assert texts(found.train) == numbered(0, 4)
-    assert texts(found.validation) == numbered(4, 6)
-    assert found.train.features == found.validation.features == {"text": datasets.Value("string")}
-    assert calls == [("o/n", None, {"revision": None, "num_proc": None, "streaming": True})]
-
-
-@pytest.mark.parametrize("kind", ["parquet", csv_left_open])
-def test_a_missing_or_numeric_column_of_a_stream_is_refused(tmp_path: Path, from_hub: Any, kind: str) -> None:
-    file = put(tmp_path / f"train.{kind}", "a", column="review")
-    from_hub(train=file, test=file)
-    assert refusal("o/n", streaming=True, text_column="stars") == (
-        "data.text_column = 'stars': is not text in PATH; text columns are review"
-    )
-    assert refusal("o/n", streaming=True, text_column="body") == (
-        "data.text_column = 'body': does not exist in PATH; text columns are review"
-    )
-
-
-@pytest.mark.filterwarnings("ignore:Exception ignored:pytest.PytestUnraisableExceptionWarning")
-def test_a_stream_with_numbers_in_later_rows_stays_text(tmp_path: Path, from_hub: Any) -> None:
-    """The csv reader of the library infers types again every 10,000 rows."""
-    from_hub(
-        train=put(tmp_path / "train.csv", *numbered(0, 10_000), "7", column="review"),
-        test=put(tmp_path / "test.csv", "a", column="review"),
-    )
-    assert texts(load("o/n", streaming=True).train)[9_999:] == ["document 9999", "7"]
-
-
-def test_a_stream_is_read_up_to_twice_the_needed_tokens(tmp_path: Path, from_hub: Any) -> None:
-    """10 and 3 sequences of 8 tokens with 4 characters per token: 640 and 192 characters, in documents of 100."""
-    file = put(tmp_path / "train.parquet", *(f"{number:<100}" for number in range(50)))
-    from_hub(train=file, test=put(tmp_path / "test.parquet", *(f"{-number:<100}" for number in range(1, 50)), None))
-    found = load("o/n", streaming=True, sequence_length=8, num_train_sequences=10, num_validation_sequences=3)
-    assert (len(found.train), len(found.validation)) == (7, 2)
-
-
-def test_documents_are_held_out_of_a_stream(tmp_path: Path, from_hub: Any) -> None:
-    from_hub(train=put(tmp_path / "train.parquet", *numbered(0, 10)))
-    found = load("o/n", streaming=True, validation_split="", validation_fraction=0.2)
-    assert (len(found.train), len(found.validation), found.held_out) == (8, 2, True)
-
-
-def test_a_stream_that_fails_midway_is_reported_in_one_line(
-    tmp_path: Path, from_hub: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = put(tmp_path / "train.jsonl", "a")
-    file.write_text(file.read_text() * 500 + '{"text": \n')
-    from_hub(train=file, test=put(tmp_path / "test.jsonl", "b"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "")
-    assert refusal("o/n", streaming=True).startswith(
-        "data.dataset = 'PATH': cannot be loaded from the Hub (https://huggingface.co): "
-    )
 
 
 def test_held_out_rows_use_a_separate_random_stream(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
 
 from tf_mlm.config import Config, load_config
 from tf_mlm.data.corpus import load_corpus
-from tf_mlm.data.mixture import MixedRows, rows_of_epoch
-from tf_mlm.data.pipeline import rows_of_batch
+from tf_mlm.data.mixture import MixedRows
+from tf_mlm.data.pipeline import rows_of_batch, rows_of_epoch
 from tf_mlm.data.prepared import MaskedData, describe_data, prepare_data
 from tf_mlm.errors import Refused
 

@@ -10,8 +10,7 @@ from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
 
 from tf_mlm.config import Config, DataConfig, TrainingConfig
 from tf_mlm.data.corpus import Corpus
-from tf_mlm.data.mixture import rows_of_epoch
-from tf_mlm.data.pipeline import build_collator, rows_of_batch
+from tf_mlm.data.pipeline import build_collator, rows_of_batch, rows_of_epoch
 from tf_mlm.data.prepared import describe_data, prepare_data
 from tf_mlm.errors import Refused
 

@@ -477,7 +477,7 @@ def test_the_text_tokenized_at_a_time_is_bounded(
     text = words(*range(10, 99))
     parts = list(module._parts(text))
     assert "".join(parts) == text and max(map(len, parts)) <= 33
-    batches = list(module._encode(["10 11 12 13"] * 100, tokenizer, None))
+    batches = list(module.encode(["10 11 12 13"] * 100, tokenizer, None))
     assert max(map(len, batches)) == 3 and sum(map(len, batches)) == 100
 
 

@@ -18,14 +18,13 @@ from tf_mlm.errors import Refused
 
 SAMPLE = "sample"
 
-_FEATURES = datasets.Features({"text": datasets.Value("string")})
-_NO_DOCUMENTS = datasets.Dataset.from_dict({"text": []}, _FEATURES)  # also for a split that the settings do not select
+FEATURES = datasets.Features({"text": datasets.Value("string")})
+_NO_DOCUMENTS = datasets.Dataset.from_dict({"text": []}, FEATURES)  # also for a split that the settings do not select
 _BLANK = xxhash.xxh3_64_intdigest(b"")  # hash of all documents without text
 _SAMPLE_DOCUMENTS = 4200
 _READER_VERSION = "2"  # change it when `read_documents` yields other documents for the same files
 _ROWS_INSPECTED = 100  # rows that determine the columns of a stream without a schema
 _HOLD_OUT_STREAM = 3  # separates these random numbers from others drawn with the same seed
-_CHARACTERS_PER_TOKEN = 4  # English prose in WordPiece; streaming reads twice the characters that the caps need
 
 
 @dataclass(frozen=True)
@@ -212,11 +211,6 @@ class _Table:
 def _load_table(config: DataConfig, wanted: set[str] | None) -> _Table:
     """Load the splits in `wanted`, or all splits if it is None; the others stay empty."""
     source = config.source
-    if config.streaming and (source.path is not None or config.dataset == SAMPLE):
-        raise Refused(
-            f"data.streaming = true: only Hub datasets can be streamed, and data.dataset = {config.dataset!r} is not "
-            "on the Hub; omit data.streaming"
-        )
     if config.dataset == SAMPLE:
         return _Table({"": datasets.Dataset.from_dict({"text": generate_documents(_SAMPLE_DOCUMENTS, seed=0)})})
     if source.path is None:
@@ -245,7 +239,7 @@ def _load_files(paths: list[Path], config: DataConfig) -> datasets.Dataset:
         "reader": _READER_VERSION,
     }
     try:
-        return datasets.Dataset.from_generator(_generate, gen_kwargs=arguments, features=_FEATURES)
+        return datasets.Dataset.from_generator(_generate, gen_kwargs=arguments, features=FEATURES)
     except datasets.exceptions.DatasetGenerationError as error:
         if isinstance(error.__cause__, Refused | OSError):
             raise error.__cause__ from None
@@ -269,8 +263,7 @@ def _load_from_hub(config: DataConfig, wanted: set[str] | None) -> _Table:
             config.dataset,
             config.config_name or None,
             revision=config.revision or None,
-            num_proc=None if config.streaming or config.num_proc == 1 else config.num_proc,
-            streaming=config.streaming,
+            num_proc=None if config.num_proc == 1 else config.num_proc,
         )
         return _select_documents(splits, config, wanted)
     except Refused:
@@ -287,30 +280,20 @@ def _select_documents(splits: Any, config: DataConfig, wanted: set[str] | None) 
             documents[name] = _NO_DOCUMENTS
             continue
         if not column:
-            column, columns = _find_text_column(split, config)
+            column, columns = choose_text_column(split, config)
         text_only = split.select_columns([column])
         if column != "text":  # the library refuses to rename a column to the same name
             text_only = text_only.rename_column(column, "text")
-        is_train = name in config.train_split.split("+")
-        documents[name] = _read_stream(text_only, config, is_train) if config.streaming else text_only
+        documents[name] = text_only
     return _Table(documents, column, columns)
 
 
-def _read_stream(stream: datasets.IterableDataset, config: DataConfig, is_train: bool) -> datasets.Dataset:
-    """The first documents of a stream, about twice as many tokens as the number of sequences needs."""
-    num_sequences = config.num_train_sequences if is_train else config.num_validation_sequences
-    wanted = 2 * num_sequences * config.sequence_length * _CHARACTERS_PER_TOKEN
-    texts = []
-    for row in stream.cast(_FEATURES):  # a stream of csv or json has no fixed types
-        texts.append(row["text"])
-        wanted -= len(row["text"] or "")
-        if wanted <= 0:
-            break
-    return datasets.Dataset.from_dict({"text": texts}, _FEATURES)
+def choose_text_column(split: Any, config: DataConfig) -> tuple[str, tuple[str, ...]]:
+    """The text column of a split of a Hub dataset, and all columns.
 
-
-def _find_text_column(split: Any, config: DataConfig) -> tuple[str, tuple[str, ...]]:
-    """The text column, and all columns."""
+    Raises:
+        Refused: the column does not exist, is not text, or several columns are text.
+    """
     features = split.features or datasets.Dataset.from_list(list(split.take(_ROWS_INSPECTED))).features
     strings = [
         name for name, feature in features.items() if getattr(feature, "dtype", "") in ("string", "large_string")

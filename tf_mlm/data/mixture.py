@@ -52,11 +52,6 @@ class MixedRows:
         return np.concatenate(found)
 
 
-def rows_of_epoch(rows: np.ndarray | MixedRows, epoch: int) -> np.ndarray:
-    """int64 [len(rows)]: the rows that an epoch, counted from 1, reads, before they are shuffled."""
-    return rows.of_epoch(epoch) if isinstance(rows, MixedRows) else rows
-
-
 def mix(
     train: Sequences,
     rows: np.ndarray,

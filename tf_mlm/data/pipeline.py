@@ -11,8 +11,12 @@ from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
 
 from tf_mlm.config import MaskingConfig
 from tf_mlm.data.masking import VALIDATION_PROBABILITY, MaskingCollator
-from tf_mlm.data.mixture import MixedRows, rows_of_epoch
+from tf_mlm.data.mixture import MixedRows
 from tf_mlm.data.sequences import Sequences
+from tf_mlm.data.streamed_sequences import StreamedRows, StreamedSequences
+
+TrainRows = np.ndarray | MixedRows | StreamedRows
+"""The rows to train on in each epoch: the same ones, or others."""
 
 Collator = Callable[[list[dict[str, int]]], dict[str, np.ndarray]]
 """Maps rows of (epoch, index) to a batch with `labels`; an index of -1 gives a filler row without labels."""
@@ -48,8 +52,21 @@ def epoch_order(num_sequences: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, _SHUFFLE_STREAM, epoch]).permutation(num_sequences)
 
 
+def rows_of_epoch(rows: TrainRows, epoch: int) -> np.ndarray:
+    """int64 [len(rows)]: the rows that an epoch, counted from 1, reads, in any order."""
+    return rows if isinstance(rows, np.ndarray) else rows.of_epoch(epoch)
+
+
+def rows_in_order(rows: TrainRows, seed: int, epoch: int) -> np.ndarray:
+    """int64 [len(rows)]: the rows of one epoch, counted from 1, in the order of training."""
+    in_epoch = rows_of_epoch(rows, epoch)
+    if isinstance(rows, StreamedRows):  # these are shuffled in parts that fit in memory
+        return in_epoch
+    return in_epoch[epoch_order(len(rows), seed, epoch)]
+
+
 def build_collator(
-    sequences: Sequences,
+    sequences: Sequences | StreamedSequences,
     tokenizer: PreTrainedTokenizerFast,
     masking: MaskingConfig,
     seed: int,
@@ -74,17 +91,15 @@ def build_collator(
     )
 
 
-def rows_of_batch(rows: np.ndarray | MixedRows, batch_size: int, seed: int, batch: int) -> np.ndarray:
+def rows_of_batch(rows: TrainRows, batch_size: int, seed: int, batch: int) -> np.ndarray:
     """The part of `rows` in batch `batch`, counted from 0 over all epochs."""
     epoch, number = divmod(batch, steps_per_epoch(len(rows), batch_size))
-    order = epoch_order(len(rows), seed, epoch + 1)
-    in_batch: np.ndarray = rows_of_epoch(rows, epoch + 1)[order[number * batch_size : (number + 1) * batch_size]]
-    return in_batch
+    return rows_in_order(rows, seed, epoch + 1)[number * batch_size : (number + 1) * batch_size]
 
 
 def build_train_dataset(
     collator: Collator,
-    rows: np.ndarray | MixedRows,
+    rows: TrainRows,
     *,
     batch_size: int,
     seed: int,
@@ -102,8 +117,8 @@ def build_train_dataset(
         `tf.data.Dataset` of ({input_ids, attention_mask, ...}, labels), each int32 [batch_size, length]. It repeats
         forever, because Keras restarts a finite dataset whose size equals `steps_per_epoch`.
     """
-    order = lru_cache(1)(partial(epoch_order, len(rows), seed))
-    examples = _Examples(rows, order, batch_size, 1, epochs, first_batch, share)
+    in_order = lru_cache(1)(partial(rows_in_order, rows, seed))
+    examples = _Examples(in_order, len(rows), batch_size, 1, epochs, first_batch, share)
     return _to_tf_dataset(collator, examples, batch_size, share).repeat()
 
 
@@ -111,8 +126,8 @@ def build_validation_dataset(
     collator: Collator, rows: np.ndarray, *, batch_size: int, share: Share | None = None
 ) -> Any:
     """One pass over `rows` in order; shapes and dtypes as in `build_train_dataset`."""
-    order = lru_cache(1)(lambda epoch: np.arange(len(rows)))
-    return _to_tf_dataset(collator, _Examples(rows, order, batch_size, 0, 1, share=share), batch_size, share)
+    examples = _Examples(lambda epoch: rows, len(rows), batch_size, 0, 1, share=share)
+    return _to_tf_dataset(collator, examples, batch_size, share)
 
 
 class _Examples(Dataset):
@@ -123,8 +138,8 @@ class _Examples(Dataset):
 
     def __init__(
         self,
-        rows: np.ndarray | MixedRows,
-        order: Callable[[int], np.ndarray],
+        in_order: Callable[[int], np.ndarray],
+        num_rows: int,
         batch_size: int,
         first_epoch: int,
         epochs: int,
@@ -133,11 +148,11 @@ class _Examples(Dataset):
     ):
         """
         Args:
-            order: maps an epoch to the order of `rows` in it, int64 [num_sequences].
+            in_order: maps an epoch to its rows in the order of the examples, int64 [num_rows].
             share: the rows of each batch to include; None for all.
         """
-        self._rows, self._order, self._first_epoch = rows, order, first_epoch
-        self._per_epoch = steps_per_epoch(len(rows), batch_size) * batch_size
+        self._in_order, self._num_rows, self._first_epoch = in_order, num_rows, first_epoch
+        self._per_epoch = steps_per_epoch(num_rows, batch_size) * batch_size
         self._first = first_batch * batch_size
         self._batch_size, self._share = batch_size, share or Share(0, batch_size, batch_size)
         num_batches = (epochs * self._per_epoch - self._first) // batch_size
@@ -154,8 +169,8 @@ class _Examples(Dataset):
         epoch += self._first_epoch
         index = np.full(len(numbers), -1)
         for each in np.unique(epoch):
-            real = (epoch == each) & (place < len(self._rows))
-            index[real] = rows_of_epoch(self._rows, int(each))[self._order(int(each))[place[real]]]
+            real = (epoch == each) & (place < self._num_rows)
+            index[real] = self._in_order(int(each))[place[real]]
         return {"epoch": epoch, "index": index}
 
 

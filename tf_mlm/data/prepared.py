@@ -12,18 +12,22 @@ from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
 from tf_mlm.config import Config
 from tf_mlm.data.corpus import Corpus
 from tf_mlm.data.masking import MaskingCollator
-from tf_mlm.data.mixture import MixedRows, mix, rows_of_epoch
+from tf_mlm.data.mixture import MixedRows, mix
 from tf_mlm.data.pipeline import (
     Collator,
     Share,
+    TrainRows,
     build_collator,
     build_train_dataset,
     build_validation_dataset,
-    epoch_order,
+    rows_in_order,
+    rows_of_epoch,
     steps_per_epoch,
 )
 from tf_mlm.data.sequences import load_sequences, unigram_counts, unigram_entropy
 from tf_mlm.data.shards import Shards
+from tf_mlm.data.streamed_sequences import StreamedRows, StreamedSequences
+from tf_mlm.data.streams import DocumentStream
 from tf_mlm.errors import Refused
 
 _ROWS_PER_CHUNK = 2**20  # rows whose lengths are read at a time
@@ -39,17 +43,26 @@ class PreparedData(ABC):
         train_rows: int64 [n], the rows of `train` used for training, or those of each epoch; likewise
             `validation_rows`, int64 [n].
         facts: counts and fingerprint, for the run's environment.json and its model card.
-        train_hashes: uint64 [num_documents], one hash per training document.
+        train_hashes: uint64 [num_documents], one hash per training document; None if the documents are streamed.
     """
 
     train: Any
     validation: Any
-    train_rows: np.ndarray | MixedRows
+    train_rows: TrainRows
     validation_rows: np.ndarray
     facts: dict[str, Any]
-    train_hashes: np.ndarray
+    train_hashes: np.ndarray | None
     _token_counts: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
     _epoch_tokens: dict[int, int] = field(default_factory=dict, repr=False)
+
+    @property
+    def read_error(self) -> Exception | None:
+        """The error that ended the reading of training data, if any."""
+        return None
+
+    def position_before(self, config: Config, batch: int) -> dict[str, Any] | None:
+        """Where a resumed run finds the training batch `batch`, as a JSON object; None if the data has any row."""
+        return None
 
     @abstractmethod
     def collator(self, config: Config, tokenizer: PreTrainedTokenizerFast, *, validation: bool = False) -> Collator:
@@ -62,8 +75,13 @@ class PreparedData(ABC):
         epochs: int,
         first_batch: int = 0,
         share: Share | None = None,
+        position: dict[str, Any] | None = None,
     ) -> Any:
-        """Batches of `train_rows`: see `build_train_dataset`."""
+        """Batches of `train_rows`: see `build_train_dataset`.
+
+        Args:
+            position: a result of `position_before` for `first_batch`, possibly of an earlier process.
+        """
         return build_train_dataset(
             self.collator(config, tokenizer),
             self.train_rows,
@@ -105,26 +123,24 @@ class PreparedData(ABC):
 
     def _tokens_in(self, epoch: int) -> int:
         if epoch not in self._epoch_tokens:
-            order = np.arange(len(self.train_rows))
-            chunks = self._lengths(epoch, order, _ROWS_PER_CHUNK)
+            chunks = self._lengths(rows_of_epoch(self.train_rows, epoch + 1), _ROWS_PER_CHUNK)
             self._epoch_tokens[epoch] = sum(int(lengths.sum()) for lengths in chunks)
         return self._epoch_tokens[epoch]
 
-    def _lengths(self, epoch: int, order: np.ndarray, chunk: int) -> Iterator[np.ndarray]:
-        """The lengths of the sequences of `epoch` in this order, `chunk` at a time, to limit the memory."""
-        rows = rows_of_epoch(self.train_rows, epoch + 1)
-        for start in range(0, len(order), chunk):
-            yield self.train.lengths[rows[order[start : start + chunk]]]
+    def _lengths(self, rows: np.ndarray, chunk: int) -> Iterator[np.ndarray]:
+        """The lengths of the training sequences `rows`, `chunk` at a time, to limit the memory."""
+        for start in range(0, len(rows), chunk):
+            yield self.train.lengths[rows[start : start + chunk]]
 
     def _tokens_until(self, config: Config, epoch: int) -> np.ndarray:
         """int64 [steps_per_epoch]: real tokens of the batches up to each one of `epoch`, counted from 0."""
         if epoch not in self._token_counts:
-            order = epoch_order(len(self.train_rows), config.training.seed, epoch + 1)
+            rows = rows_in_order(self.train_rows, config.training.seed, epoch + 1)
             batch_size = config.training.batch_size
             chunk = batch_size * (_ROWS_PER_CHUNK // batch_size + 1)
             counts = [
                 np.add.reduceat(lengths, np.arange(0, len(lengths), batch_size), dtype=np.int64)
-                for lengths in self._lengths(epoch, order, chunk)
+                for lengths in self._lengths(rows, chunk)
             ]
             self._token_counts.clear()  # training visits the epochs in order, so one entry is enough
             self._token_counts[epoch] = np.cumsum(np.concatenate(counts))
@@ -136,16 +152,89 @@ class MaskedData(PreparedData):
     """Sequences for masked language modeling.
 
     Attributes:
-        unigram_entropy: of the training documents, in nats per token.
+        unigram_entropy: of the training documents, in nats per token; None if they are streamed.
     """
 
-    unigram_entropy: float
+    unigram_entropy: float | None
 
     def collator(
         self, config: Config, tokenizer: PreTrainedTokenizerFast, *, validation: bool = False
     ) -> MaskingCollator:
         sequences = self.validation if validation else self.train
         return build_collator(sequences, tokenizer, config.masking, config.training.seed, validation=validation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamedData(MaskedData):
+    """Training sequences that are read while training."""
+
+    train: StreamedSequences
+
+    @property
+    def read_error(self) -> Exception | None:
+        return self.train.error
+
+    def count_tokens(self, config: Config, first_batch: int, end_batch: int) -> int:
+        return (end_batch - first_batch) * config.training.batch_size * config.data.sequence_length
+
+    def position_before(self, config: Config, batch: int) -> dict[str, Any]:
+        return self.train.position_before(batch * config.training.batch_size)
+
+    def train_dataset(
+        self,
+        config: Config,
+        tokenizer: PreTrainedTokenizerFast,
+        epochs: int,
+        first_batch: int = 0,
+        share: Share | None = None,
+        position: dict[str, Any] | None = None,
+    ) -> Any:
+        if position is not None:
+            self.train.continue_at(position)
+        return super().train_dataset(config, tokenizer, epochs, first_batch, share)
+
+
+def prepare_stream(config: Config, stream: DocumentStream, tokenizer: PreTrainedTokenizerFast) -> StreamedData:
+    """Tokenize the validation documents, and begin to read the training documents.
+
+    Raises:
+        Refused: a split has no text, or a document cannot be read.
+    """
+    seed, training = config.training.seed, config.training
+    validation = load_sequences(stream.validation, stream.validation_fingerprint, tokenizer, config.data, "validation")
+    _require_ordinary_tokens(unigram_counts(validation, len(tokenizer)), tokenizer, "validation")
+    validation_rows = validation.draw_rows(config.data.num_validation_sequences, seed)
+    num_used = training.num_train_steps * training.batch_size
+    facts = {
+        "train_documents": None,
+        "validation_documents": validation.num_documents,
+        "held_out": stream.held_out,
+        "text_column": stream.text_column,
+        "columns": list(stream.columns),
+        "dropped_overlap": 0,
+        "dropped_empty": 0,
+        "train_tokens": None,
+        "validation_tokens": validation.num_tokens,
+        "train_tokens_packed": num_used * config.data.sequence_length,
+        "validation_tokens_packed": int(validation.lengths.sum()),
+        "train_sequences": None,
+        "validation_sequences": len(validation.input_ids),
+        "train_sequences_used": num_used,
+        "validation_sequences_used": len(validation_rows),
+        "streamed_shards": len(stream.shards),
+        "fingerprint": f"{stream.fingerprint}-{stream.validation_fingerprint}",
+    }
+    return StreamedData(
+        train=StreamedSequences(stream, tokenizer, config.data, seed),
+        validation=validation,
+        train_rows=StreamedRows(
+            training.validate_every_steps * training.batch_size, config.data.shuffle_buffer_size, seed
+        ),
+        validation_rows=validation_rows,
+        facts=facts,
+        train_hashes=None,
+        unigram_entropy=None,
+    )
 
 
 def prepare_data(config: Config, corpus: Corpus | Shards, tokenizer: PreTrainedTokenizerFast) -> MaskedData:
@@ -165,12 +254,9 @@ def prepare_data(config: Config, corpus: Corpus | Shards, tokenizer: PreTrainedT
         )
         train_counts, validation_counts = (unigram_counts(each, len(tokenizer)) for each in (train, validation))
     for counts, split in ((train_counts, "training"), (validation_counts, "validation")):
-        if np.delete(counts, tokenizer.all_special_ids).sum() == 0:
-            raise Refused(
-                f"data.dataset: the {split} documents contain no ordinary tokens to mask; pass a dataset with text"
-            )
+        _require_ordinary_tokens(counts, tokenizer, split)
     first_rows = train.draw_rows(config.data.num_train_sequences, seed)
-    train_rows: np.ndarray | MixedRows = first_rows
+    train_rows: TrainRows = first_rows
     validation_rows = validation.draw_rows(config.data.num_validation_sequences, seed)
     facts = {
         "train_documents": train.num_documents,
@@ -206,6 +292,13 @@ def prepare_data(config: Config, corpus: Corpus | Shards, tokenizer: PreTrainedT
     )
 
 
+def _require_ordinary_tokens(counts: np.ndarray, tokenizer: PreTrainedTokenizerFast, split: str) -> None:
+    if np.delete(counts, tokenizer.all_special_ids).sum() == 0:
+        raise Refused(
+            f"data.dataset: the {split} documents contain no ordinary tokens to mask; pass a dataset with text"
+        )
+
+
 def describe_data(facts: dict[str, Any]) -> str:
     """The facts as printed lines."""
     lines = [
@@ -213,7 +306,11 @@ def describe_data(facts: dict[str, Any]) -> str:
         f"{facts[f'{short}_tokens']:>12,} tokens in, {facts[f'{short}_tokens_packed']:,} out  "
         f"{facts[f'{short}_sequences']:>9,} sequences, {facts[f'{short}_sequences_used']:,} used"
         for split, short in (("training", "train"), ("validation", "validation"))
+        if facts[f"{short}_documents"] is not None
     ]
+    if shards := facts.get("streamed_shards"):
+        used = f"{facts['train_tokens_packed']:,} tokens, {facts['train_sequences_used']:,} sequences"
+        lines.insert(0, f"training   {shards:>10,} shards, read while training: {used}")
     lines += [
         f"mixture    {other['documents']:>10,} documents of {other['dataset']}, {other['share']:.0%} of an epoch: "
         f"{other['sequences']:,} sequences, {other['sequences_per_epoch']:,} used in each epoch"

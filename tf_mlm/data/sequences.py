@@ -166,26 +166,47 @@ def unigram_entropy(counts: np.ndarray, special_token_ids: list[int]) -> float:
 _Packer = Callable[[list["_Encoding"] | None], Iterator[tuple[np.ndarray, np.ndarray]]]
 
 
+class RowPacker:
+    """Joins the tokens of consecutive documents and divides them into rows.
+
+    Attributes:
+        remainder: int32 [less than `length`], the tokens after the last complete row.
+    """
+
+    def __init__(self, length: int, remainder: Sequence[int] | np.ndarray = ()):
+        self._length = length
+        self.remainder = np.array(remainder, np.int32)
+
+    def add(self, documents: Iterable[Sequence[int] | np.ndarray]) -> np.ndarray:
+        """int32 [num_rows, length]: the rows that these documents complete."""
+        ids = np.concatenate([self.remainder, *(np.array(document, np.int32) for document in documents)])
+        full = len(ids) // self._length
+        self.remainder = ids[full * self._length :]
+        return ids[: full * self._length].reshape(full, self._length)
+
+
 def _pack_rows(length: int) -> _Packer:
-    remainder = np.zeros(0, np.int32)
+    packer = RowPacker(length)
 
     def pack(encodings: list[_Encoding] | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        nonlocal remainder
-        if encodings is None:
-            if len(remainder):  # pad the last row instead of dropping it
-                yield remainder[None], np.array([len(remainder)], np.int32)
-            return
-        ids = np.concatenate([remainder, *(np.array(encoding.ids, np.int32) for encoding in encodings)])
-        full = len(ids) // length
-        remainder = ids[full * length :]
-        yield ids[: full * length].reshape(full, length), np.full(full, length, np.int32)
+        if encodings is not None:
+            rows = packer.add(encoding.ids for encoding in encodings)
+            yield rows, np.full(len(rows), length, np.int32)
+        elif len(packer.remainder):  # pad the last row instead of dropping it
+            yield packer.remainder[None], np.array([len(packer.remainder)], np.int32)
 
     return pack
 
 
+def document_start(num_tokens: int) -> np.ndarray:
+    """int32 [num_tokens]: 1 at the first token of a document, 0 at the others."""
+    start: np.ndarray = np.eye(1, num_tokens, dtype=np.int32)[0]
+    return start
+
+
 def _flag_starts(encodings: list["_Encoding"]) -> list["_Encoding"]:
     """The encodings with their first token replaced by 1 and their other tokens by 0."""
-    return [_JoinedEncoding(np.eye(1, len(encoding), dtype=np.int32)[0]) for encoding in encodings]
+    return [_JoinedEncoding(document_start(len(encoding))) for encoding in encodings]
 
 
 def _one_per_row(encodings: list["_Encoding"] | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -216,7 +237,9 @@ class _JoinedEncoding:
         return len(self.ids)
 
 
-def _encode(texts: list[str], tokenizer: PreTrainedTokenizerFast, max_length: int | None) -> Iterator[list[_Encoding]]:
+def encode(
+    texts: list[str], tokenizer: PreTrainedTokenizerFast, max_length: int | None = None
+) -> Iterator[list[_Encoding]]:
     """Yield the encodings of the texts in order, including special tokens, `_CHARACTERS_PER_BATCH` at a time.
 
     Args:
@@ -376,7 +399,7 @@ def write_sequences(
                 texts = [text for text in batch if text and not text.isspace()]
                 num_documents += len(texts)
                 num_empty += len(batch) - len(texts)
-                for encodings in _encode(texts, tokenizer, length if config.line_by_line else None):
+                for encodings in encode(texts, tokenizer, length if config.line_by_line else None):
                     pieces = [piece for encoding in encodings for piece in (encoding, *encoding.overflowing)]
                     num_tokens += sum(map(len, pieces))
                     if config.overflow == "split":

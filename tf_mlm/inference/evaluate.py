@@ -16,6 +16,7 @@ from tf_mlm.data.masking import VALIDATION_PROBABILITY, MaskingCollator, num_slo
 from tf_mlm.data.pipeline import build_collator, build_validation_dataset
 from tf_mlm.data.sequences import load_sequences
 from tf_mlm.data.shards import find_shards
+from tf_mlm.data.streams import load_stream
 from tf_mlm.errors import Refused
 from tf_mlm.inference.breakdown import BASELINE, MODEL, Breakdown, deviation_of
 from tf_mlm.inference.masked_tokens import MaskedTokens, Predictions, build_step, predict_masked_tokens
@@ -217,6 +218,14 @@ def other_data(config: Config, data: DataConfig) -> Config:
 
 
 def _own_documents(config: Config) -> ScoredDocuments:
+    if config.data.streaming:
+        stream = load_stream(config.data, config.training.seed)
+        return ScoredDocuments(
+            stream.validation,
+            stream.validation_fingerprint,
+            description=f"documents drawn from {describe_own_documents(config.data, stream.held_out)}",
+            num_in_training=0,
+        )
     corpus = load_corpus(config.data, config.training.seed)
     return ScoredDocuments(
         corpus.validation,

@@ -220,12 +220,18 @@ def data_section(report: RunReport, explanation: str, facts: list[str]) -> str:
         tokens = data[f"{split}_tokens"]
         counts = [data[f"{split}_documents"], tokens, data.get(f"{split}_tokens_packed", tokens)]
         counts += [data[f"{split}_sequences"], data[f"{split}_sequences_used"]]
-        rows.append([name, *(f"{count:,}" for count in counts)])
+        rows.append([name, *(number(count, "{:,}") for count in counts)])
     if data.get("held_out"):
         explanation += f" The validation documents ({100 * config.validation_fraction:.4g}%) are held out at random."
     column = (
         f"{escaped(data['text_column'])}, of {escaped(', '.join(data['columns']))}" if data.get("text_column") else "–"
     )
+    if shards := data.get("streamed_shards"):
+        facts = [
+            *facts,
+            f"The training documents are read from {shards:,} shards while training. "
+            f"{config.shuffle_buffer_size:,} consecutive sequences are shuffled together.",
+        ]
     facts = [
         *facts,
         *(
@@ -235,13 +241,16 @@ def data_section(report: RunReport, explanation: str, facts: list[str]) -> str:
             for other in data.get("mixture", [])
         ),
     ]
+    drawn = '"Sequences used" are drawn from them at random.'
+    if data.get("streamed_shards"):
+        drawn = "Each training sequence is used once in a pass over the documents."
     repeated = data.get("dropped_repeated", 0)
     repeated = f"- Documents dropped because they repeat an earlier one: {repeated:,}\n" if repeated else ""
     return f"""## Data
 
 {table(["", "Documents", "Tokens in", "Tokens out", "Sequences", "Sequences used"], rows)}
 
-{explanation} "Tokens out" counts the tokens of all sequences. "Sequences used" are drawn from them at random.
+{explanation} "Tokens out" counts the tokens of all sequences. {drawn}
 
 - Column of the text: {column}
 - Validation documents dropped because they are also training documents: {data["dropped_overlap"]:,}

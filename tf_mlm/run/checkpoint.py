@@ -35,6 +35,7 @@ class Progress:
         skipped_steps: number of steps without an update, because their loss or gradient was not finite.
         bad_steps: number of consecutive skipped steps up to `step`.
         rolled_back: the steps from which and to which the run rolled back; None if it never did.
+        stream: position of the next batch in the stream of documents; None if the data is not streamed.
     """
 
     step: int
@@ -46,6 +47,7 @@ class Progress:
     skipped_steps: int = 0
     bad_steps: int = 0
     rolled_back: tuple[int, int] | None = None
+    stream: dict[str, Any] | None = None
 
     @classmethod
     def from_json(cls, state: dict[str, Any]) -> "Progress":

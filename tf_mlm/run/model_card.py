@@ -111,6 +111,8 @@ def _packing(report: RunReport) -> str:
             "Documents are packed into sequences; the last sequence is padded. Attention stays inside each document, "
             "and positions restart at each document, in training and in validation."
         )
+    if config.streaming:
+        return "Documents are packed into sequences; no training sequence is padded."
     if not config.line_by_line:
         return "Documents are packed into sequences; the last sequence is padded."
     if config.overflow == "split":

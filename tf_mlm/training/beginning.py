@@ -34,7 +34,8 @@ def begin(job: Job, progress: Progress) -> None:
         start = _start_event(job)
         if is_chief:
             save_best_model(job.model, job.tokenizer, job.run.model_path)
-            job.run.write_train_hashes(job.data.train_hashes)
+            if job.data.train_hashes is not None:
+                job.run.write_train_hashes(job.data.train_hashes)
         job.run.append_event(start)
 
 

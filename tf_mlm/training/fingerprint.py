@@ -30,6 +30,9 @@ def fingerprint(job: Job) -> str:
     decisive["data"]["mixture"] = [share for share, _ in job.config.data.mixture_shares]
     if not job.config.data.mixture:
         decisive["data"].pop("mixture")
+    if not job.config.data.streaming:
+        decisive["data"].pop("shuffle_buffer_size")
+        decisive["training"].pop("validate_every_steps")
     if not job.config.data.isolate_documents:
         decisive["data"].pop("isolate_documents")
     digest = xxhash.xxh3_128()

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import tensorflow as tf
 import tf_keras as keras
 
 from tf_mlm.errors import Interrupted, NonFiniteLoss
@@ -59,6 +60,7 @@ class FitContext:
             steps_per_epoch=length.steps_per_epoch,
             progress=progress,
             machine=job.machine,
+            stream_position=lambda batch: job.data.position_before(config, batch),
         )
         best_model = BestModel(run.model_path, job.tokenizer, events.best.val_loss if events.best else math.inf)
         self.callbacks = [
@@ -90,6 +92,8 @@ class FitContext:
                 self._curves.draw()
             if isinstance(error, NonFiniteLoss):
                 error.progress = self.progress()
+            if isinstance(error, tf.errors.OpError) and (cause := self._job.data.read_error) is not None:
+                raise OSError(f"{cause}; to continue, pass --resume {self._job.run.path}") from cause
         if error is None:
             self._signals.raise_if_received(self.progress().step, self._job.run.path)  # since the last step
 

@@ -2,6 +2,7 @@
 
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +27,7 @@ class Checkpoints(keras.callbacks.Callback):
 
     Args:
         progress: progress of the run before this `fit`.
+        stream_position: maps the number of a batch to its `Progress.stream`.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Checkpoints(keras.callbacks.Callback):
         steps_per_epoch: int,
         progress: Progress,
         machine: Machine,
+        stream_position: Callable[[int], dict[str, Any] | None],
     ):
         super().__init__()
         self._supports_tf_logs = True
@@ -48,12 +51,13 @@ class Checkpoints(keras.callbacks.Callback):
         self._steps_per_epoch = steps_per_epoch
         self._before = progress
         self._machine = machine
+        self._stream_position = stream_position
         self._start = self._last_save = time.monotonic()
 
     def progress(self) -> Progress:
         """The progress of the run."""
         log = self._log
-        return replace(
+        progress = replace(
             self._before,
             step=log.step,
             logged_sums=log.logged_sums,
@@ -63,6 +67,7 @@ class Checkpoints(keras.callbacks.Callback):
             skipped_steps=log.skipped_steps,
             bad_steps=log.bad_steps,
         )
+        return replace(progress, stream=self._stream_position(progress.next_batch))
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._signals.handle()

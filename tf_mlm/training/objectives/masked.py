@@ -7,8 +7,9 @@ from typing import Any
 from tf_mlm.config import Config
 from tf_mlm.data.corpus import Corpus, load_corpus
 from tf_mlm.data.masking import VALIDATION_PROBABILITY, num_slots
-from tf_mlm.data.prepared import MaskedData, PreparedData, prepare_data
+from tf_mlm.data.prepared import MaskedData, PreparedData, prepare_data, prepare_stream
 from tf_mlm.data.shards import Shards, find_shards
+from tf_mlm.data.streams import DocumentStream, load_stream
 from tf_mlm.export.saved_model import export_saved_model
 from tf_mlm.inference.fill_mask import fill_masks
 from tf_mlm.model.loading import load_model, load_trained
@@ -24,10 +25,12 @@ class Masked(Objective):
 
     headline = "perplexity"
 
-    def load_documents(self, config: Config) -> Corpus | Shards:
+    def load_documents(self, config: Config) -> Corpus | Shards | DocumentStream:
+        if config.data.streaming:
+            return load_stream(config.data, config.training.seed)
         return find_shards(config.data) or load_corpus(config.data, config.training.seed)
 
-    def load_tokenizer(self, config: Config, documents: Corpus | Shards) -> Any:
+    def load_tokenizer(self, config: Config, documents: Corpus | Shards | DocumentStream) -> Any:
         if not isinstance(documents, Shards):
             return super().load_tokenizer(config, documents)
         name = config.model.name or str(documents.tokenizer_path)
@@ -35,7 +38,9 @@ class Masked(Objective):
         documents.check_tokenizer(tokenizer, config.model)
         return tokenizer
 
-    def prepare(self, config: Config, documents: Corpus | Shards, tokenizer: Any) -> MaskedData:
+    def prepare(self, config: Config, documents: Corpus | Shards | DocumentStream, tokenizer: Any) -> MaskedData:
+        if isinstance(documents, DocumentStream):
+            return prepare_stream(config, documents, tokenizer)
         return prepare_data(config, documents, tokenizer)
 
     def load_model(self, config: Config, tokenizer: Any, data: PreparedData) -> tuple[Any, list[str]]:
