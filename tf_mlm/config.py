@@ -98,6 +98,9 @@ class DataConfig:
         default=(),
         description="other training datasets, each with its share of the sequences of an epoch, such as '0.2 general/'",
     )
+    second_validation_dataset: str = _setting(
+        "", "another dataset to validate on after each epoch, such as general text; '' for none"
+    )
     isolate_documents: bool = _setting(
         False, "keep attention inside each of the packed documents, and restart the positions at each document"
     )
@@ -316,9 +319,10 @@ class Config:
                 )
         elif not self.model.name:
             raise ValueError(f"objective.name = {self.objective.name!r} requires model.name")
-        elif self.data.isolate_documents or self.data.mixture:
-            name = "isolate_documents" if self.data.isolate_documents else "mixture"
-            raise ValueError(f"data.{name} requires objective.name = 'masked'; omit it")
+        elif names := [
+            name for name in ("isolate_documents", "mixture", "second_validation_dataset") if getattr(self.data, name)
+        ]:
+            raise ValueError(f"data.{names[0]} requires objective.name = 'masked'; omit it")
         elif self.training.measure_matmul_peak:
             raise ValueError("training.measure_matmul_peak requires objective.name = 'masked'; omit it")
         elif self.objective.text_pair_column and self.objective.name != "classification":

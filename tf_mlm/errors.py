@@ -48,6 +48,15 @@ class Interrupted(Exception):
 
 
 @contextlib.contextmanager
+def refusing_setting(name: str) -> Iterator[None]:
+    """Name the setting `name` in a refusal of a dataset that is not that of `data.dataset`."""
+    try:
+        yield
+    except Refused as error:
+        raise type(error)(str(error).replace("data.dataset", name, 1)) from None
+
+
+@contextlib.contextmanager
 def as_os_error(*kinds: type[Exception]) -> Iterator[None]:
     """Raise OSError in place of `kinds`, errors of libraries that write files from native code."""
     try:

@@ -43,6 +43,11 @@ class Source:
         return cls(name, Path(name).expanduser() if is_local(name) else None)
 
     @property
+    def short_name(self) -> str:
+        """A Hub name unchanged, or the last part of a local path, for files that are read on other machines."""
+        return self.name if self.path is None else re.split(r"[/\\]", self.name.rstrip("/\\"))[-1]
+
+    @property
     def absolute_path(self) -> str:
         """The absolute path; "" for a name on the Hub and for ""."""
         return os.path.abspath(self.path) if self.name and self.path is not None else ""

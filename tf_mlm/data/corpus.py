@@ -11,10 +11,10 @@ import xxhash
 
 from tf_mlm import hub
 from tf_mlm.config import DataConfig
-from tf_mlm.data.local_files import find_split_files, is_prepared
+from tf_mlm.data.local_files import find_split_files
 from tf_mlm.data.readers import find_text_column, read_documents
 from tf_mlm.data.sample_corpus import generate_documents
-from tf_mlm.errors import Refused
+from tf_mlm.errors import Refused, refusing_setting
 
 SAMPLE = "sample"
 
@@ -125,11 +125,37 @@ def load_corpus(config: DataConfig, seed: int) -> Corpus:
 def _load_mixed(config: DataConfig, share: float, dataset: str) -> tuple[MixedDocuments, np.ndarray]:
     """The training documents of a dataset of `data.mixture`, with the default settings, and their hashes."""
     data = replace(DataConfig(), dataset=dataset, num_proc=config.num_proc)
-    if data.source.path is not None and is_prepared(data.source.path):
-        raise Refused(f"data.mixture: {dataset!r} was written by tf-mlm prepare; pass the dataset with the text")
-    documents = _join(_load_table(data, set(data.train_split.split("+"))).splits, data.train_split, "train_split", data)
+    with refusing_setting("data.mixture"):
+        splits = _load_table(data, set(data.train_split.split("+"))).splits
+        documents = _join(splits, data.train_split, "train_split", data)
     hashes = _hash_texts(documents)
     return MixedDocuments(dataset, share, documents, xxhash.xxh3_128_hexdigest(hashes.tobytes())), hashes
+
+
+def load_second_validation(config: DataConfig, train_hashes: np.ndarray | None) -> tuple[datasets.Dataset, str, int]:
+    """The documents of `data.second_validation_dataset`, without those that are also training documents.
+
+    They are those of the split `test`, or all if the data has no named splits.
+
+    Args:
+        train_hashes: uint64, the hashes of the training documents; None if they are unknown.
+
+    Returns:
+        The documents, a hash of their content, and the number of documents that were dropped.
+
+    Raises:
+        Refused: the data does not exist or is malformed, or no document remains.
+    """
+    data = replace(DataConfig(), dataset=config.second_validation_dataset, num_proc=config.num_proc)
+    with refusing_setting("data.second_validation_dataset"):
+        splits = _load_table(data, {data.validation_split}).splits
+        documents = _join(splits, data.validation_split, "validation_split", data)
+        hashes = _hash_texts(documents)
+        overlap = np.zeros(len(hashes), bool)
+        if train_hashes is not None:
+            overlap = find_overlap(hashes, train_hashes, data, held_out=True)
+    kept = np.flatnonzero(~overlap)
+    return documents.select(kept), xxhash.xxh3_128_hexdigest(hashes[kept].tobytes()), int(overlap.sum())
 
 
 def hold_out(num_documents: int, config: DataConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -4,13 +4,13 @@ import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
 
 from tf_mlm.config import Config
-from tf_mlm.data.corpus import Corpus
+from tf_mlm.data.corpus import Corpus, load_second_validation
 from tf_mlm.data.masking import MaskingCollator
 from tf_mlm.data.mixture import MixedRows, mix
 from tf_mlm.data.pipeline import (
@@ -24,11 +24,12 @@ from tf_mlm.data.pipeline import (
     rows_of_epoch,
     steps_per_epoch,
 )
-from tf_mlm.data.sequences import load_sequences, unigram_counts, unigram_entropy
+from tf_mlm.data.sequences import Sequences, load_sequences, unigram_counts, unigram_entropy
 from tf_mlm.data.shards import Shards
 from tf_mlm.data.streamed_sequences import StreamedRows, StreamedSequences
 from tf_mlm.data.streams import DocumentStream
-from tf_mlm.errors import Refused
+from tf_mlm.errors import Refused, refusing_setting
+from tf_mlm.hub import Source
 
 _ROWS_PER_CHUNK = 2**20  # rows whose lengths are read at a time
 
@@ -147,21 +148,39 @@ class PreparedData(ABC):
         return self._token_counts[epoch]
 
 
+class SecondValidation(NamedTuple):
+    """The sequences of `data.second_validation_dataset`, and their rows that are used."""
+
+    sequences: Sequences
+    rows: np.ndarray
+
+
 @dataclass(frozen=True, kw_only=True)
 class MaskedData(PreparedData):
     """Sequences for masked language modeling.
 
     Attributes:
+        second_validation: another dataset to validate on; None if there is none.
         unigram_entropy: of the training documents, in nats per token; None if they are streamed.
     """
 
     unigram_entropy: float | None
+    second_validation: SecondValidation | None
 
     def collator(
         self, config: Config, tokenizer: PreTrainedTokenizerFast, *, validation: bool = False
     ) -> MaskingCollator:
         sequences = self.validation if validation else self.train
         return build_collator(sequences, tokenizer, config.masking, config.training.seed, validation=validation)
+
+    def second_validation_dataset(
+        self, config: Config, tokenizer: PreTrainedTokenizerFast, share: Share | None = None
+    ) -> Any:
+        """One pass over the second validation dataset: see `build_validation_dataset`."""
+        assert self.second_validation is not None
+        sequences, rows = self.second_validation
+        collator = build_collator(sequences, tokenizer, config.masking, config.training.seed, validation=True)
+        return build_validation_dataset(collator, rows, batch_size=config.training.batch_size, share=share)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,6 +253,7 @@ def prepare_stream(config: Config, stream: DocumentStream, tokenizer: PreTrained
         facts=facts,
         train_hashes=None,
         unigram_entropy=None,
+        second_validation=_load_second_validation(config, tokenizer, None, facts),
     )
 
 
@@ -289,7 +309,29 @@ def prepare_data(config: Config, corpus: Corpus | Shards, tokenizer: PreTrainedT
         facts,
         corpus.train_hashes,
         unigram_entropy=unigram_entropy(train_counts, tokenizer.all_special_ids),
+        second_validation=_load_second_validation(config, tokenizer, corpus.train_hashes, facts),
     )
+
+
+def _load_second_validation(
+    config: Config, tokenizer: PreTrainedTokenizerFast, train_hashes: np.ndarray | None, facts: dict[str, Any]
+) -> SecondValidation | None:
+    """Tokenize `data.second_validation_dataset`, draw its rows, and add facts about it."""
+    if not config.data.second_validation_dataset:
+        return None
+    documents, fingerprint, num_overlap = load_second_validation(config.data, train_hashes)
+    with refusing_setting("data.second_validation_dataset"):
+        sequences = load_sequences(documents, fingerprint, tokenizer, config.data, "second validation")
+        _require_ordinary_tokens(unigram_counts(sequences, len(tokenizer)), tokenizer, "second validation")
+    rows = sequences.draw_rows(config.data.num_validation_sequences, config.training.seed)
+    facts["second_validation"] = {
+        "dataset": Source.of(config.data.second_validation_dataset).short_name,
+        "documents": sequences.num_documents,
+        "sequences": len(sequences.input_ids),
+        "sequences_used": len(rows),
+        "dropped_overlap": num_overlap,
+    }
+    return SecondValidation(sequences, rows)
 
 
 def _require_ordinary_tokens(counts: np.ndarray, tokenizer: PreTrainedTokenizerFast, split: str) -> None:
@@ -316,6 +358,12 @@ def describe_data(facts: dict[str, Any]) -> str:
         f"{other['sequences']:,} sequences, {other['sequences_per_epoch']:,} used in each epoch"
         for other in facts.get("mixture", [])
     ]
+    if second := facts.get("second_validation"):
+        lines.append(
+            f"second     {second['documents']:>10,} validation documents of {second['dataset']}: "
+            f"{second['sequences']:,} sequences, {second['sequences_used']:,} used; {second['dropped_overlap']:,} "
+            "dropped, which are also training documents"
+        )
     if facts["text_column"]:
         lines.append(f"text       column {facts['text_column']!r} of {', '.join(facts['columns'])}")
     if facts["dropped_overlap"]:

@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from tf_mlm.config import Config, setting_fields
 from tf_mlm.hub import Source
-from tf_mlm.model.metrics import metrics_of
+from tf_mlm.model.metrics import LOSS, METRICS, metrics_of
 from tf_mlm.run.events import Event, Events, finite_or_none
 from tf_mlm.run.probe_results import ProbeResults
 
@@ -77,8 +77,8 @@ def front_matter(report: RunReport, *, task_type: str, task_name: str, tag: str,
         EvalResult(
             task_type=task_type,
             task_name=task_name,
-            dataset_type=shown(config.data.source),
-            dataset_name=shown(config.data.source),
+            dataset_type=config.data.source.short_name,
+            dataset_name=config.data.source.short_name,
             dataset_config=config.data.config_name or None,
             dataset_split=split or "validation",
             dataset_revision=(on_hub and config.data.revision) or None,
@@ -105,7 +105,7 @@ def front_matter(report: RunReport, *, task_type: str, task_name: str, tag: str,
 def origin_and_text(report: RunReport) -> tuple[str, str]:
     """The starting model and the training text, as noun phrases."""
     config = report.config
-    model, dataset = shown(config.model.source), shown(config.data.source)
+    model, dataset = config.model.source.short_name, config.data.source.short_name
     if is_on_hub(config.model.source):
         model = f"[{model}](https://huggingface.co/{model})"
     else:
@@ -170,6 +170,10 @@ def summary(report: RunReport, heading: str) -> str:
         ]
         for metric in metrics_of(report.config.objective.name)
     ]
+    if second := data.get("second_validation"):
+        measures += [
+            [f"{title}, on {escaped(second['dataset'])}", *values] for title, *values in _second_measures(start, best)
+        ]
     facts = [
         ["Parameters", f"{report.num_parameters:,}"],
         ["Training sequences", used],
@@ -201,10 +205,10 @@ def summary(report: RunReport, heading: str) -> str:
     return f"## Summary\n\n{validation}\n\n{table(['The run', ''], facts)}"
 
 
-def _short_name(dataset: str) -> str:
-    """A name on the Hub, or the last part of a path, because the card is read on other machines."""
-    source = Source.of(dataset)
-    return source.path.name if source.path else source.name
+def _second_measures(start: Event | None, best: Event | None) -> list[list[str]]:
+    """Title, value before training and value of the best epoch of each metric on the second validation dataset."""
+    events = [(event and event.second_validation) or {} for event in (start, best)]
+    return [[metric.title, *(metric.show(values.get(metric.name)) for values in events)] for metric in METRICS]
 
 
 def data_section(report: RunReport, explanation: str, facts: list[str]) -> str:
@@ -236,7 +240,7 @@ def data_section(report: RunReport, explanation: str, facts: list[str]) -> str:
         *facts,
         *(
             f"{other['share']:.0%} of the training sequences of each epoch are from "
-            f"{escaped(_short_name(other['dataset']))} ({other['documents']:,} documents, "
+            f"{escaped(Source.of(other['dataset']).short_name)} ({other['documents']:,} documents, "
             f"{other['sequences']:,} sequences)"
             for other in data.get("mixture", [])
         ),
@@ -244,6 +248,12 @@ def data_section(report: RunReport, explanation: str, facts: list[str]) -> str:
     drawn = '"Sequences used" are drawn from them at random.'
     if data.get("streamed_shards"):
         drawn = "Each training sequence is used once in a pass over the documents."
+    if second := data.get("second_validation"):
+        facts.append(
+            f"The model is also validated on {escaped(second['dataset'])}: {second['documents']:,} documents, "
+            f"{second['sequences_used']:,} of {second['sequences']:,} sequences. {second['dropped_overlap']:,} "
+            "documents were dropped because they are also training documents."
+        )
     repeated = data.get("dropped_repeated", 0)
     repeated = f"- Documents dropped because they repeat an earlier one: {repeated:,}\n" if repeated else ""
     return f"""## Data
@@ -265,6 +275,7 @@ def epochs_section(report: RunReport, explanation: str) -> str:
         explanation: how training loss and validation metrics are computed.
     """
     best, start = report.events.best, report.events.start
+    second = report.data.get("second_validation")
     rows = [
         [
             f"**{event.epoch}**" if event is best else str(event.epoch),
@@ -274,6 +285,7 @@ def epochs_section(report: RunReport, explanation: str) -> str:
                 metric.show(validation_of(event).get(metric.name))
                 for metric in metrics_of(report.config.objective.name)
             ),
+            *([LOSS.show((event.second_validation or {}).get(LOSS.name))] if second else []),
             number(getattr(event, "learning_rate", None), "{:.3e}"),
         ]
         for event in [*([start] if start else []), *report.events.epochs]
@@ -286,6 +298,7 @@ def epochs_section(report: RunReport, explanation: str) -> str:
             f"Validation {metric.title[0].lower()}{metric.title[1:]}"
             for metric in metrics_of(report.config.objective.name)
         ),
+        *([f"Loss on {escaped(second['dataset'])}"] if second else []),
         "Learning rate",
     ]
     return (
@@ -301,7 +314,7 @@ def settings_section(report: RunReport) -> str:
         section, key = name.split(".")
         value, meaning = getattr(getattr(config, section), key), field.default.description
         if name in ("model.name", "data.dataset"):
-            value = shown(getattr(config, section).source)
+            value = getattr(config, section).source.short_name
         unused = config.model.name and meaning.startswith("new models only")
         rows.append([f"`{name}`", "not used" if unused else shown_value(value), meaning.replace("|", "\\|")])
     text = "## Settings\n\n" + table(["Setting", "Value", "Meaning"], rows)
@@ -338,11 +351,6 @@ def is_hub_dataset(config: Config) -> bool:
 
 def is_on_hub(source: Source) -> bool:
     return bool(source.name) and source.path is None
-
-
-def shown(source: Source) -> str:
-    """A Hub name unchanged, or the last part of a local path, because the card is read on other machines."""
-    return source.name if is_on_hub(source) else re.split(r"[/\\]", source.name.rstrip("/\\"))[-1]
 
 
 def shown_value(value: Any) -> str:

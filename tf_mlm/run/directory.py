@@ -251,7 +251,9 @@ class RunDirectory:
         table = io.StringIO(newline="")
         events = self.read_events()
         validation = (events.start and events.start.validation) or [metric.name for metric in metrics_of("masked")]
-        metrics = (f"val_{name}" for name in validation)
+        metrics = [f"val_{name}" for name in validation]
+        if events.start and events.start.second_validation:
+            metrics += [f"second_val_{name}" for name in events.start.second_validation]
         columns = ("epoch", "step", "loss", *metrics, "learning_rate", "tokens_per_second", "seconds")
         writer = csv.DictWriter(table, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()

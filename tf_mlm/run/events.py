@@ -20,7 +20,7 @@ from tf_mlm.model.metrics import LOSS, find_metric
 Fills = list[list[tuple[str, float]]]
 """For each example sentence, the most likely tokens of its first mask with their probabilities."""
 
-_VALIDATION = "val_"
+_PREFIXES = {"val_": "validation", "second_val_": "second_validation"}  # of metrics in JSON
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,7 @@ class Event:
     Attributes:
         step: number of updates made before the event.
         validation: values of the metrics by name, in events that report a validation; `val_<name>` in JSON.
+        second_validation: likewise for `data.second_validation_dataset`; `second_val_<name>` in JSON.
     """
 
     kind: ClassVar[str]
@@ -37,6 +38,7 @@ class Event:
     step: int = 0
     epoch: int = 0
     validation: Mapping[str, float | None] | None = None
+    second_validation: Mapping[str, float | None] | None = None
 
     @property
     def val_loss(self) -> float | None:
@@ -49,7 +51,8 @@ class Event:
         found = {"event": self.kind, "epoch": values.pop("epoch"), "step": values.pop("step")}
         if "loss" in values:
             found["loss"] = values.pop("loss")  # None if every step was skipped
-        found |= {f"{_VALIDATION}{name}": value for name, value in (values.pop("validation") or {}).items()}
+        for prefix, key in _PREFIXES.items():
+            found |= {f"{prefix}{name}": value for name, value in (values.pop(key) or {}).items()}
         return found | {name: value for name, value in values.items() if value is not None}
 
     @classmethod
@@ -59,15 +62,17 @@ class Event:
         Raises:
             ValueError: a value has the wrong type.
         """
-        known = {each.name for each in fields(cls)} - {"validation"}
-        arguments = {name: value for name, value in values.items() if name in known}
-        validation = {
-            key.removeprefix(_VALIDATION): value
-            for key, value in values.items()
-            if key.startswith(_VALIDATION) and find_metric(key.removeprefix(_VALIDATION))
-        }
+        known = {each.name for each in fields(cls)} - {*_PREFIXES.values()}
+        arguments: dict[str, Any] = {name: value for name, value in values.items() if name in known}
+        for prefix, name in _PREFIXES.items():
+            found = {
+                key.removeprefix(prefix): value
+                for key, value in values.items()
+                if key.startswith(prefix) and find_metric(key.removeprefix(prefix))
+            }
+            arguments[name] = found or None
         try:
-            return _ADAPTERS[cls].validate_python(arguments | {"validation": validation or None})
+            return _ADAPTERS[cls].validate_python(arguments)
         except ValidationError as error:
             first = error.errors()[0]
             raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
@@ -81,6 +86,7 @@ class StartEvent(Event):
         unigram_entropy: unigram entropy of the training text, in nats per token.
         mlm_probability: share of the tokens masked in training.
         validation_mlm_probability: share of the tokens masked in validation.
+        second_validation_name: short name of `data.second_validation_dataset`; None if there is none.
         schedule: (step, learning rate) at some steps of the training, counted from 1.
         matmul_peak_tokens_per_second: speed of the matrix products of a step alone; None if not measured.
     """
@@ -93,6 +99,7 @@ class StartEvent(Event):
     num_warmup_steps: int = 0
     mlm_probability: float | None = None
     validation_mlm_probability: float | None = None
+    second_validation_name: str | None = None
     schedule: list[tuple[int, float]] | None = None
     matmul_peak_tokens_per_second: float | None = None
     fills: Fills | None = None

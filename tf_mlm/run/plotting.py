@@ -19,7 +19,7 @@ from matplotlib.text import Annotation
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox, BboxBase
 
-from tf_mlm.model.metrics import PERPLEXITY, Metric, find_metric
+from tf_mlm.model.metrics import LOSS, PERPLEXITY, Metric, find_metric
 from tf_mlm.run.events import EpochEvent, Event, Events, StartEvent
 
 # Okabe and Ito's colors, which color-blind readers can tell apart, also in gray.
@@ -53,9 +53,7 @@ def plot_loss(events: Events, title: str) -> dict[str, bytes]:
     """
     figure = Figure(figsize=(8, 5.2), dpi=200, layout="constrained", facecolor="white")
     loss_axes, rate_axes = figure.subplots(2, 1, sharex=True, height_ratios=(5, 1))
-    title = " ".join(title.split())
-    title = title if len(title) <= 72 else f"{title[:71]}…"
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", parse_math=False)
+    figure.suptitle(_shortened(title, 72), x=0.01, ha="left", fontsize=12, fontweight="bold", parse_math=False)
     labels = _draw_losses(loss_axes, events)
     _draw_rate(rate_axes, events)
     for axes in (loss_axes, rate_axes):
@@ -136,7 +134,7 @@ def loss_limits(events: Events) -> tuple[float, float]:
     """
     start, epochs = [events.start] if events.start else [], events.epochs
     steps = _finite(_numbers(events.steps, "loss"))
-    losses = _finite(_numbers(epochs, "loss"), _numbers(epochs, "val_loss"))
+    losses = _finite(_numbers(epochs, "loss"), _numbers(epochs, "val_loss"), _second_losses(epochs))
     references = _finite(_numbers(start, "val_loss"), _numbers(start, "unigram_entropy"))
     if len(epochs) < 3 or not len(losses):
         losses = _finite(losses, references, steps)
@@ -203,6 +201,16 @@ def _draw_losses(axes: Axes, events: Events) -> list[Label]:
         marker=marker,
         linewidth=2,
     )
+    if start and start[0].second_validation:
+        _draw_curve(
+            axes,
+            _epochs_done([*start, *epochs], events),
+            _second_losses([*start, *epochs]),
+            f"validation on {_shortened(start[0].second_validation_name or '', 24)}",
+            color=_SCORE,
+            marker=marker,
+            linewidth=2,
+        )
     lost = [event for event in [*steps, *epochs] if np.isnan(_numbers([event], "loss")[0])]
     lost += [event for event in epochs if event.val_loss is None]
     axes.plot(
@@ -224,6 +232,7 @@ def _draw_losses(axes: Axes, events: Events) -> list[Label]:
     for values, name in (
         (_numbers([*steps, *epochs], "loss"), "training"),
         (_numbers(epochs, "val_loss"), "validation"),
+        (_second_losses([*start, *epochs]), "second validation"),
     ):
         highest = max(_finite(values), default=high)
         if highest > high * 1.0001:
@@ -415,6 +424,18 @@ def _draw_rate(axes: Axes, events: Events) -> None:
     peak = max(_finite(rates), default=0.0)
     axes.set_yticks(*zip(*{0.0: "0", peak: f"{peak:.2g}".replace("e-0", "e-")}.items(), strict=True))
     axes.set_ylim(0, 1.15 * peak or 1)
+
+
+def _second_losses(events: Sequence[Event]) -> np.ndarray:
+    """The losses on the second validation dataset; nan where there is none."""
+    losses = [(event.second_validation or {}).get(LOSS.name) for event in events]
+    values = np.array(losses, dtype=float)
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def _shortened(text: str, length: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def _numbers(events: Sequence[Event], name: str) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 
@@ -13,14 +14,15 @@ _PREFIXES = {"step": "", "epoch": "epoch_"}
 
 
 class TensorBoardFiles:
-    """Writes the numbers of each event as scalars: validation metrics to validation/, the others to train/.
+    """Writes the numbers of each event as scalars, to validation/, second_validation/ and train/.
 
     In train/, the values of an epoch are named epoch_..., to distinguish them from those of its last step.
     """
 
     def __init__(self, folder: Path, events: Events):
         shutil.rmtree(folder, ignore_errors=True)
-        self._writers = {name: tf.summary.create_file_writer(str(folder / name)) for name in ("train", "validation")}
+        self._folder = folder
+        self._writers: dict[str, Any] = {}
         for event in events:
             self.write(event)
 
@@ -29,18 +31,26 @@ class TensorBoardFiles:
             self._write(event)
 
     def _write(self, event: Event) -> None:
-        with self._writers["validation"].as_default(step=event.step):
-            for name, value in (event.validation or {}).items():
-                if _fits_float32(value):
-                    tf.summary.scalar(name, value)
+        for directory in ("validation", "second_validation"):
+            if values := getattr(event, directory):
+                with self._writer(directory).as_default(step=event.step):
+                    for name, value in values.items():
+                        if _fits_float32(value):
+                            tf.summary.scalar(name, value)
         if isinstance(event, StepEvent | EpochEvent):
-            with self._writers["train"].as_default(step=event.step):
+            with self._writer("train").as_default(step=event.step):
                 for name, value in event.as_dict().items():
-                    if name not in _NOT_CURVES and not name.startswith("val_") and _fits_float32(value):
+                    is_validation = name.startswith(("val_", "second_val_"))
+                    if name not in _NOT_CURVES and not is_validation and _fits_float32(value):
                         tf.summary.scalar(_PREFIXES[event.kind] + name, value)
         if not isinstance(event, StepEvent):
             for writer in self._writers.values():
                 writer.flush()
+
+    def _writer(self, directory: str) -> Any:
+        if directory not in self._writers:
+            self._writers[directory] = tf.summary.create_file_writer(str(self._folder / directory))
+        return self._writers[directory]
 
     def __enter__(self) -> "TensorBoardFiles":
         return self

@@ -55,6 +55,8 @@ def _start_event(job: Job) -> StartEvent:
     steps = sorted({*range(0, length.num_train_steps, every), length.num_warmup_steps, length.num_train_steps - 1})
     return StartEvent(
         validation=validation,
+        second_validation=job.evaluate_second(),
+        second_validation_name=job.data.facts.get("second_validation", {}).get("dataset"),
         steps_per_epoch=length.steps_per_epoch,
         num_train_steps=length.num_train_steps,
         num_warmup_steps=length.num_warmup_steps,

@@ -30,6 +30,7 @@ def fingerprint(job: Job) -> str:
     decisive["data"]["mixture"] = [share for share, _ in job.config.data.mixture_shares]
     if not job.config.data.mixture:
         decisive["data"].pop("mixture")
+    decisive["data"].pop("second_validation_dataset")  # does not change the training
     if not job.config.data.streaming:
         decisive["data"].pop("shuffle_buffer_size")
         decisive["training"].pop("validate_every_steps")

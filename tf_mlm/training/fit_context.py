@@ -51,6 +51,7 @@ class FitContext:
             max_bad_steps=config.training.max_bad_steps,
             objective=config.objective.name,
             matmul_peak=events.start.matmul_peak_tokens_per_second if events.start else None,
+            evaluate_second=job.evaluate_second,
         )
         self._checkpoints = Checkpoints(
             run,

@@ -7,7 +7,8 @@ from typing import Any
 from tf_mlm import runtime
 from tf_mlm.config import Config
 from tf_mlm.data.pipeline import Share, steps_per_epoch
-from tf_mlm.data.prepared import PreparedData
+from tf_mlm.data.prepared import MaskedData, PreparedData
+from tf_mlm.model.metrics import metric_values
 from tf_mlm.model.optimizer import WarmUp, build_schedule
 from tf_mlm.run.checkpoint import Progress
 from tf_mlm.run.directory import RunDirectory
@@ -58,6 +59,20 @@ class Job:
         return self.model.evaluate(
             self.validation_dataset, steps=self.validation_steps, verbose=0, return_dict=True, **options
         )
+
+    def evaluate_second(self) -> dict[str, float] | None:
+        """The metrics on the second validation dataset; None if there is none."""
+        if not isinstance(self.data, MaskedData) or self.data.second_validation is None:
+            return None
+        steps = steps_per_epoch(len(self.data.second_validation.rows), self.config.training.batch_size)
+        logs = self.model.evaluate(self._second_dataset, steps=steps, verbose=0, return_dict=True)
+        return metric_values(logs)
+
+    @cached_property
+    def _second_dataset(self) -> Any:
+        assert isinstance(self.data, MaskedData)
+        dataset = self.data.second_validation_dataset(self.config, self.tokenizer, self._share).repeat()
+        return self._distribute(dataset) if self._share else dataset
 
     @property
     def _share(self) -> Share | None:

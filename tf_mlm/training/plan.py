@@ -14,6 +14,7 @@ import tf_keras as keras
 
 from tf_mlm.data.masking import num_slots
 from tf_mlm.data.pipeline import steps_per_epoch
+from tf_mlm.data.prepared import MaskedData
 from tf_mlm.model.matmul_peak import Product, step_products
 from tf_mlm.run.checkpoint import load_checkpoint
 from tf_mlm.run.directory import describe_bytes, free_bytes
@@ -177,6 +178,8 @@ def run_trial(job: Job) -> Trial:
     batches = data.validation_dataset(config, job.tokenizer).repeat()
     job.model.evaluate(batches, steps=_TRIAL_STEPS, verbose=0, callbacks=[validation])
     num_batches = steps_per_epoch(len(data.validation_rows), config.training.batch_size)
+    if isinstance(data, MaskedData) and data.second_validation:
+        num_batches += steps_per_epoch(len(data.second_validation.rows), config.training.batch_size)
     return Trial(
         step_seconds=training.step_seconds(),
         validation_seconds=validation.step_seconds() * num_batches,

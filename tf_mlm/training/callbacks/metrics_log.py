@@ -28,6 +28,7 @@ class MetricsLog(keras.callbacks.Callback):
             not finite.
         objective: a value of `objective.name`.
         matmul_peak: positions per second of the matrix products alone; None if not measured.
+        evaluate_second: returns the metrics on the second validation dataset; None if there is none.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class MetricsLog(keras.callbacks.Callback):
         max_bad_steps: int,
         objective: str = "masked",
         matmul_peak: float | None = None,
+        evaluate_second: Callable[[], dict[str, float] | None] = lambda: None,
     ):
         super().__init__()
         self._supports_tf_logs = True  # otherwise Keras reads every metric at every step
@@ -57,6 +59,7 @@ class MetricsLog(keras.callbacks.Callback):
         self._max_bad_steps = max_bad_steps
         self._objective = objective
         self._matmul_peak = matmul_peak
+        self._evaluate_second = evaluate_second
         self._epoch = progress.step // steps_per_epoch + 1
         self._last_step = self.step = progress.step
         self.logged_sums = progress.logged_sums
@@ -121,6 +124,7 @@ class MetricsLog(keras.callbacks.Callback):
         val_loss = float(logs[f"val_{LOSS.name}"])
         if not math.isfinite(val_loss):
             raise NonFiniteLoss(f"the validation loss at step {self.step} (epoch {self._epoch}) is not finite")
+        second_validation = self._evaluate_second()
         seconds = time.monotonic() - self._epoch_start
         first_step = (self._epoch - 1) * self._steps_per_epoch
         self._emit(
@@ -129,6 +133,7 @@ class MetricsLog(keras.callbacks.Callback):
                 step=self.step,
                 loss=finite_or_none(float(logs[LOSS.name])) or None,  # 0 only if there is no label
                 validation=metric_values(logs, "val_", self._objective),
+                second_validation=second_validation,
                 learning_rate=self._learning_rate(),
                 skipped_steps=self.skipped_steps,
                 seconds=round(seconds, 3),

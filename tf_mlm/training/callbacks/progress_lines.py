@@ -46,6 +46,8 @@ class ProgressLines(keras.callbacks.Callback):
             validation = event.validation or {}
             metrics = filter(None, map(find_metric, validation))
             values = "  ".join(f"val_{metric.name} {metric.show(validation[metric.name])}" for metric in metrics)
+            if event.second_validation:
+                values += f"  second_val_loss {LOSS.show(event.second_validation.get(LOSS.name))}"
             text = (
                 f"epoch {event.epoch}/{self._epochs}  loss {LOSS.show(event.loss)}  {values}  "
                 f"{_speed(event)}  {self._time_left(event.step)} left"
