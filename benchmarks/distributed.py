@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="timed steps per round")
     parser.add_argument("--batch-size", type=int, default=16, help="sequences per step and process")
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--gradient-precision", default="float32", help="of the exchange: float32 or bfloat16")
     arguments = parser.parse_args()
 
     number, size = arguments.processes, arguments.batch_size
@@ -44,7 +45,7 @@ def main() -> None:
         for part in (transformers.AutoConfig, transformers.AutoTokenizer):
             part.from_pretrained(arguments.model).save_pretrained(model)
         options = ["--model", model, "--dataset", arguments.dataset, "--steps", arguments.steps]
-        options += ["--precision", arguments.precision]
+        options += ["--precision", arguments.precision, "--gradient-precision", arguments.gradient_precision]
         whole_batch = run(1, [*options, "--batch-size", size * number])
         for _ in range(arguments.rounds):
             alone.append(run(1, [*options, "--batch-size", size]))
@@ -59,7 +60,8 @@ def main() -> None:
     )
     print("|---:" * 8 + "|")
     print(f"| 1 | {one:.2f} | | {tokens / one:,.0f} | | | | |")
-    gradients = f"{4 * together[0]['parameters'] / 2**20:,.0f} MiB"
+    bytes_of = {"float32": 4, "bfloat16": 2}[arguments.gradient_precision]
+    gradients = f"{bytes_of * together[0]['parameters'] / 2**20:,.0f} MiB"
     print(
         f"| {number} | {several:.2f} | {predicted:.2f} | {number * tokens / several:,.0f} | {one / several:.2f} | "
         f"{exchange:.2f} s | "

@@ -276,6 +276,9 @@ class DistributionConfig:
         "auto uses the workers of TF_CONFIG or SLURM, or all GPUs; mirrored requires two devices, multi_worker two "
         "workers",
     )
+    gradient_precision: Literal["float32", "bfloat16"] = _setting(
+        "float32", "precision in which several devices or workers exchange gradients; bfloat16 halves the bytes"
+    )
     timeout_seconds: float = _setting(300.0, "seconds to wait for the other workers when training starts", gt=0)
 
 

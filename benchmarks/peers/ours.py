@@ -9,13 +9,14 @@ from measure import StepClock, keras_callback, parse_arguments
 
 from tf_mlm import runtime
 from tf_mlm.cluster import create_strategy, find_cluster, join, welcome
-from tf_mlm.config import Config, DataConfig, ModelConfig, TrainingConfig
+from tf_mlm.config import Config, DataConfig, DistributionConfig, ModelConfig, TrainingConfig
 
 arguments = parse_arguments(
     ("--dataset", {"required": True}),
     ("--accumulate-steps", {"type": int, "default": 1}),
     ("--sequence-length", {"type": int, "default": 128}),
     ("--xla", {"default": "auto"}),
+    ("--gradient-precision", {"default": "float32"}),
     ("--isolate-documents", {"action": "store_true"}),
     ("--write-sequences", {"help": "save the prepared ids for the peers to this file, and stop"}),
 )
@@ -34,6 +35,7 @@ config = Config(
         precision=arguments.precision,
         xla=arguments.xla,
     ),
+    distribution=DistributionConfig(gradient_precision=arguments.gradient_precision),
 )
 cluster = find_cluster(config)
 meeting = None
@@ -53,13 +55,13 @@ from tf_mlm.run.directory import RunDirectory
 from tf_mlm.training.train import build_job
 
 
-def time_exchange(model, strategy, repeats: int = 3) -> float:
+def time_exchange(model, strategy, repeats: int = 5) -> float:
     """Median seconds to sum gradients of the model's size over all replicas, without any other computation."""
 
     @tf.function(autograph=False)
     def exchange() -> list:
         def add() -> list:
-            gradients = [tf.zeros(variable.shape) for variable in model.trainable_variables]
+            gradients = [tf.zeros(variable.shape, model.exchange_dtype) for variable in model.trainable_variables]
             return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, gradients)
 
         return strategy.run(add)

@@ -41,10 +41,10 @@ def command(folder: Path, num_devices: int, *arguments: str) -> subprocess.Compl
     return subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
 
 
-def train(folder: Path, num_devices: int) -> list[dict[str, Any]]:
+def train(folder: Path, num_devices: int, *flags: str) -> list[dict[str, Any]]:
     """The events of a run in `folder`."""
     strategy = ["--distribution.strategy", "mirrored" if num_devices > 1 else "none"]
-    finished = command(folder, num_devices, str(ROOT / "train.py"), *FLAGS, *strategy)
+    finished = command(folder, num_devices, str(ROOT / "train.py"), *FLAGS, *strategy, *flags)
     assert finished.returncode == 0, finished.stderr
     return read_metrics(folder / "RUN")
 
@@ -87,6 +87,13 @@ def test_a_run_on_two_devices_is_killed_resumed_evaluated_and_exported(
 def test_four_devices_give_the_losses_of_one_device(one_device: list[dict[str, Any]], tmp_path: Path) -> None:
     events = train(tmp_path, 4)
     np.testing.assert_allclose(validation_losses(events), validation_losses(one_device), rtol=1e-5)
+
+
+def test_gradients_can_be_exchanged_in_bfloat16(one_device: list[dict[str, Any]], tmp_path: Path) -> None:
+    events = train(tmp_path, 2, "--distribution.gradient_precision", "bfloat16")
+    losses, same = validation_losses(events), validation_losses(one_device)
+    assert losses[0] == same[0] and losses[1:] != same[1:]
+    np.testing.assert_allclose(losses, same, rtol=1e-2)
 
 
 def test_a_batch_that_cannot_be_divided_among_the_devices_is_refused(tmp_path: Path) -> None:

@@ -21,9 +21,11 @@ class TrainingStep(keras.Model):
 
     Attributes:
         trained_names: names of the variables that training changes; None for all.
+        exchange_dtype: dtype in which several replicas exchange their gradients.
     """
 
     trained_names: frozenset[str] | None = None
+    exchange_dtype: tf.DType = tf.float32
 
     @property
     def trainable_weights(self) -> list[tf.Variable]:
@@ -127,7 +129,10 @@ class TrainingStep(keras.Model):
         num_labels = tf.reduce_sum(tf.cast(labels != IGNORE_INDEX, tf.float32))
         num_labels = tf.maximum(replica.all_reduce(tf.distribute.ReduceOp.SUM, num_labels), 1.0)
         gradients, sums = self._accumulate_gradients(features, labels, num_labels)
-        gradients = replica.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+        if replica.num_replicas_in_sync > 1:
+            exchanged = [tf.cast(gradient, self.exchange_dtype) for gradient in gradients]
+            exchanged = replica.all_reduce(tf.distribute.ReduceOp.SUM, exchanged)
+            gradients = [tf.cast(gradient, tf.float32) for gradient in exchanged]
         sums = replica.all_reduce(tf.distribute.ReduceOp.SUM, sums)
         norm = tf.linalg.global_norm(gradients)
         # A non-finite loss can have a finite gradient.

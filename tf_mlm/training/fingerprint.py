@@ -18,7 +18,10 @@ def fingerprint(job: Job) -> str:
     decisive["training"].pop("log_every")
     # A run can be resumed on another number of workers.
     strategy = decisive["distribution"]["strategy"]
+    gradient_precision = decisive["distribution"]["gradient_precision"]
     decisive["distribution"] = {"strategy": "auto" if strategy == "multi_worker" else strategy}
+    if gradient_precision != "float32":
+        decisive["distribution"]["gradient_precision"] = gradient_precision
     decisive["data"].pop("dataset")
     decisive["data"].pop("wait_minutes")
     decisive["model"].pop("name")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import tensorflow as tf
 import tf_keras as keras
 
 from tf_mlm import runtime
@@ -81,6 +82,7 @@ def build_job(config: Config, run: RunDirectory) -> Job:
         model, newly_initialized = objective.load_model(config, tokenizer, data)
         freeze(model, config.model.train, newly_initialized)
         optimizer = build_optimizer(config.optimizer, length.num_train_steps, machine.precision.name)
+        model.exchange_dtype = tf.as_dtype(config.distribution.gradient_precision)
         objective.compile(model, config, optimizer, jit_compile=machine.xla.mode == "step")
     return Job(config, run, machine, tokenizer, data, model, newly_initialized, length)
 
