@@ -4,9 +4,10 @@
 
 The corpus has N documents of the dataset, repeated 1, 10 and 100 times; one word of each copy is changed, so that no
 two documents are equal. `prepare` runs with one worker process, which is measured too. The data pipeline of training
-sets up a run with 20 epochs over all sequences and reads 300 masked batches, without a model. `anonymous` is the memory
-of the process itself. `resident` includes pages of memory-mapped files, which the operating system can reclaim (Linux
-only). A process that imports the same libraries and reads nothing is the baseline.
+sets up a run with 20 epochs over all sequences and reads 300 masked batches, without a model. `stream` reads the text
+with `data.streaming`, two sequences for each document, shuffled 10,000 at a time, without a model. `anonymous` is the
+memory of the process itself. `resident` includes pages of memory-mapped files, which the operating system can reclaim
+(Linux only). A process that imports the same libraries and reads nothing is the baseline.
 """
 
 import argparse
@@ -29,7 +30,9 @@ def main() -> None:
     parser.add_argument("--model", default="distilbert-base-uncased", help="Hub name or directory of the tokenizer")
     parser.add_argument("--documents", type=int, default=1000, help="documents of the smallest corpus")
     parser.add_argument("--times", type=int, nargs="+", default=[1, 10, 100])
-    parser.add_argument("--measure", choices=("corpus", "nothing", "prepare", "train"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--measure", choices=("corpus", "nothing", "prepare", "stream", "train"), help=argparse.SUPPRESS
+    )
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--copies", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -43,13 +46,15 @@ def main() -> None:
         return json.loads(done.stdout.splitlines()[-1])
 
     print(f"{'':31}MiB, anonymous / resident")
-    print(f"{'documents':>11}{'text, MiB':>10}{'sequences':>10}{'prepare':>16}{'its worker':>16}{'training':>16}")
+    names = "".join(f"{name:>16}" for name in ("prepare", "its worker", "training", "stream"))
+    print(f"{'documents':>11}{'text, MiB':>10}{'sequences':>10}{names}")
     for copies in arguments.times:
         with tempfile.TemporaryDirectory() as folder:
             size = run("corpus", Path(folder), copies)
             prepared, trained = run("prepare", Path(folder)), run("train", Path(folder))
+            streamed = run("stream", Path(folder), copies)
             row = f"{size['documents']:>11,}{size['bytes'] / 2**20:>10,.0f}{trained['sequences']:>10,}"
-            for peak in (prepared["own"], prepared["worker"], trained["own"]):
+            for peak in (prepared["own"], prepared["worker"], trained["own"], streamed["own"]):
                 row += f"{peak['anonymous'] / 2**20:>9,.0f} /{peak['resident'] / 2**20:>5,.0f}"
             print(row, flush=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -121,6 +126,34 @@ def measure_train(arguments: argparse.Namespace) -> None:
         for _ in data.train_dataset(config, tokenizer, EPOCHS).take(NUM_BATCHES):
             pass
     print(json.dumps({"own": memory.own, "sequences": len(data.train_rows)}))
+
+
+def measure_stream(arguments: argparse.Namespace) -> None:
+    from tf_mlm.config import load_config
+    from tf_mlm.runtime import prepare
+
+    num_batches = 2 * arguments.documents * arguments.copies // 32
+    config = load_config(
+        None,
+        settings(arguments, "corpus.jsonl")
+        | {
+            "data.streaming": True,
+            "data.num_validation_sequences": 100,
+            "training.num_train_steps": num_batches,
+            "training.validate_every_steps": num_batches,
+        },
+    )
+    prepare(config.training)
+    from tf_mlm.training.objectives.table import OBJECTIVES
+
+    with PeakMemory() as memory:
+        objective = OBJECTIVES["masked"]
+        stream = objective.load_documents(config)
+        tokenizer = objective.load_tokenizer(config, stream)
+        data = objective.prepare(config, stream, tokenizer)
+        for _ in data.train_dataset(config, tokenizer, epochs=1).take(num_batches):
+            pass
+    print(json.dumps({"own": memory.own}))
 
 
 def measure_nothing(arguments: argparse.Namespace) -> None:

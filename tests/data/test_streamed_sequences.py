@@ -1,6 +1,9 @@
 """Sequences that are tokenized while training: order, passes, validation documents, and continuing at any sequence."""
 
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
 
+from tests.conftest import ROOT
 from tests.data.conftest import CLS, SEP, put
 from tf_mlm.config import DataConfig, load_config
 from tf_mlm.data import streamed_sequences, streams
@@ -162,6 +166,36 @@ def test_reading_backward_gives_the_same_sequences() -> None:
     np.testing.assert_array_equal(sequences.input_ids[np.arange(100, 200)], ahead)
     np.testing.assert_array_equal(sequences.input_ids[np.arange(0, 100)], behind)
     np.testing.assert_array_equal(sequences.input_ids[5], behind[5])
+
+
+_ENDS_WHILE_READING = """
+from tests.data.test_streamed_sequences import small_streams, word_tokenizer
+from tf_mlm.config import MaskingConfig
+from tf_mlm.data import streams
+from tf_mlm.data.pipeline import build_collator, build_train_dataset
+from tf_mlm.data.streamed_sequences import StreamedRows
+
+sequences, _, _ = small_streams(200, False)
+
+def read():
+    yield from ["10 11 12 13"] * 1000  # one batch of documents: blocks 0 to 2
+    while True:
+        yield "10 11 " * 2_000_000
+
+sequences._stream.shards[:] = [streams.Shard("0", read)]
+collator = build_collator(sequences, word_tokenizer(), MaskingConfig(), seed=1)
+dataset = build_train_dataset(collator, StreamedRows(800, 200, seed=1), batch_size=4, seed=1, epochs=1)
+print(sum(1 for _ in dataset.take(105)))  # a thread of TensorFlow has begun to read block 3
+"""
+
+
+def test_the_process_ends_while_documents_are_read() -> None:
+    """The process would abort if a thread of TensorFlow were still inside Python."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", _ENDS_WHILE_READING]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.stdout == "105\n"
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_only_a_few_blocks_are_kept() -> None:

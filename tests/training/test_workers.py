@@ -142,3 +142,19 @@ def test_workers_roll_back_together(tmp_path: Path) -> None:
     assert [each.returncode for each in ended] == [3, 3], [each.stderr for each in ended]
     assert all("rolled back to step 6: " in each.stdout for each in ended)
     assert all("the run had already rolled back from step 9 to 6" in each.stderr for each in ended)
+
+
+@pytest.mark.slow
+def test_two_workers_read_the_same_stream_as_one_process(finished_run: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("train-0", "train-1", "test"):
+        lines = [f"{name}: film {number} was {number % 7} times a delight and a bore" for number in range(80)]
+        (data / f"{name}.txt").write_text("\n".join(lines))
+    flags = [*SHORT, "--model", str(finished_run / "model"), "--dataset", str(data), "--data.streaming"]
+    flags += ["--data.shuffle_buffer_size", "40", "--training.validate_every_steps", "5"]
+    expected = train(tmp_path / "one", 1, *flags)
+    assert_same_training(train(tmp_path / "two", 2, *flags), expected)
+    stopped = train_with_workers(tmp_path / "again", 2, *flags, failure=Failure(1, signal.SIGTERM, STEP, call=8))
+    assert [each.returncode for each in stopped] == [143, 143], [each.stderr for each in stopped]
+    assert_same_training(train(tmp_path / "again", 2, *flags), expected)

@@ -5,8 +5,12 @@ sequences, which are shuffled together. Only a few blocks are in memory. Reading
 in the stream is known, by reading again only the shard that contains it.
 """
 
+import atexit
+import contextlib
 import copy
 import threading
+import time
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +28,15 @@ from tf_mlm.errors import Refused
 _SHARDS_STREAM, _BLOCK_STREAM = 9, 10  # separate these random numbers from others drawn with the same seed
 _DOCUMENTS_PER_BATCH, _CHARACTERS_PER_BATCH = 1000, 2**22
 _BLOCKS_KEPT = 3  # batches are prepared ahead, and a batch may contain rows of two blocks
+
+
+_STREAMS: "weakref.WeakSet[StreamedSequences]" = weakref.WeakSet()
+
+
+@atexit.register
+def _end_all_calls() -> None:
+    for stream in list(_STREAMS):
+        stream.end_calls()
 
 
 class StreamedRows:
@@ -97,7 +110,10 @@ class StreamedSequences:
         self._reader: Iterator[tuple[np.ndarray, _Position]] | None = None
         self._ahead: Future[tuple[np.ndarray, _Position]] | None = None
         self._lock = threading.Lock()
+        self._calls = threading.Condition()
+        self._num_calls = 0
         self.error: Exception | None = None
+        _STREAMS.add(self)
         self.input_ids: Any = _Rows(self, 0)
         self.lengths: Any = _Lengths(config.sequence_length)
         self.document_starts: Any = _Rows(self, 1) if config.isolate_documents else None
@@ -112,6 +128,33 @@ class StreamedSequences:
         fields = dict(position)
         block = fields.pop("block")
         self._positions[block] = _Position(**fields)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """A call that reads sequences; `end_calls` waits for it. Keeps its error and raises it in all later calls."""
+        with self._calls:
+            self._num_calls += 1
+        try:
+            if self.error is None:
+                try:
+                    yield
+                    return
+                except Exception as error:
+                    self.error = error
+            raise self.error
+        finally:
+            with self._calls:
+                self._num_calls -= 1
+                self._calls.notify_all()
+
+    def end_calls(self) -> None:
+        """End the calls of TensorFlow's threads. Python aborts if it ends while such a thread runs Python code."""
+        self.error = self.error or RuntimeError("the process is ending")
+        with self._calls:
+            was_idle = not self._num_calls
+            self._calls.wait_for(lambda: not self._num_calls)
+        if not was_idle:
+            time.sleep(0.2)  # for the thread to return to TensorFlow
 
     def block(self, number: int) -> np.ndarray:
         """int32 [1 or 2, shuffle_buffer_size, sequence_length]: the ids of a block, and its document starts if used."""
@@ -144,8 +187,8 @@ class StreamedSequences:
             except BaseException as error:
                 future.set_exception(error)
 
-        # Not a daemon: Python would abort if it ended while the tokenizer runs in this thread.
-        threading.Thread(target=read).start()
+        # Not a daemon as the threads of TensorFlow: Python would abort if it ended while the tokenizer runs in it.
+        threading.Thread(target=read, daemon=False).start()
         return future
 
     def _read_blocks(self, position: _Position) -> Iterator[tuple[np.ndarray, _Position]]:
@@ -205,13 +248,9 @@ class _Rows:
         self._sequences, self._array = sequences, array
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        if self._sequences.error is None:
-            try:
-                rows = self._read(np.atleast_1d(index))
-                return rows if np.ndim(index) else rows[0]
-            except Exception as error:
-                self._sequences.error = error
-        raise self._sequences.error
+        with self._sequences.reading():
+            rows = self._read(np.atleast_1d(index))
+            return rows if np.ndim(index) else rows[0]
 
     def _read(self, index: np.ndarray) -> np.ndarray:
         config = self._sequences._config
