@@ -308,26 +308,6 @@ def test_the_documented_recipes_exist() -> None:
             "my.toml: training: each of example_sentences must contain [MASK]; 'no mask' does not",
         ),
         (
-            "[data]\nstreaming = true\n[training]\nnum_train_steps = 9",
-            "my.toml: data.streaming requires training.validate_every_steps above 0, because a stream has no epochs",
-        ),
-        (
-            "[data]\nstreaming = true\nnum_validation_sequences = 0",
-            "my.toml: data: streaming requires num_validation_sequences above 0",
-        ),
-        (
-            "[data]\nstreaming = true\nline_by_line = true",
-            "my.toml: data: line_by_line cannot be combined with streaming; omit one",
-        ),
-        (
-            "[model]\nname = ''\n[data]\nstreaming = true\n[training]\nnum_train_steps = 9\nvalidate_every_steps = 3",
-            "my.toml: data.streaming requires model.name; to train a new vocabulary, run `tf-mlm prepare --model ''`",
-        ),
-        (
-            "[training]\nvalidate_every_steps = 3",
-            "my.toml: training.validate_every_steps requires data.streaming = true; omit it",
-        ),
-        (
             "[data]\nisolate_documents = true\nline_by_line = true",
             "my.toml: data: isolate_documents has no effect with line_by_line, which puts one document in each "
             "sequence; omit one",
@@ -523,3 +503,38 @@ def test_a_new_run_with_labels_refuses_settings_of_masking(name: str, value: Any
     with pytest.raises(Refused, match=f"^{name} requires objective.name = 'masked'; omit it$"):
         check_new_run(load_config(None, settings))
     check_new_run(load_config(None, {name: value}))
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"data.streaming": True}, "data.streaming requires training.num_train_steps above 0"),
+        ({"training.validate_every_steps": 0}, "data.streaming requires training.validate_every_steps above 0"),
+        ({"data.num_validation_sequences": 0}, "data.streaming requires data.num_validation_sequences above 0"),
+        ({"data.line_by_line": True}, "data.line_by_line cannot be combined with data.streaming; omit one"),
+        ({"data.mixture": ["0.1 other/"]}, "data.mixture cannot be combined with data.streaming; omit one"),
+        (
+            {"data.shuffle_buffer_size": 31},
+            "data.shuffle_buffer_size must be at least training.batch_size: 31 < 32",
+        ),
+        (
+            {"model.name": ""},
+            "data.streaming requires model.name; to train a new vocabulary, run `tf-mlm prepare --model ''`",
+        ),
+        (
+            {"data.streaming": False},
+            "data.shuffle_buffer_size requires data.streaming = true; omit it",
+        ),
+    ],
+)
+def test_incomplete_settings_of_a_stream_are_refused_in_a_new_run(settings: dict[str, Any], message: str) -> None:
+    stream = {
+        "data.streaming": True,
+        "data.shuffle_buffer_size": 500,
+        "training.num_train_steps": 0 if settings == {"data.streaming": True} else 100,
+        "training.validate_every_steps": 10,
+    }
+    config = load_config(None, stream | settings)  # older runs can be read
+    with pytest.raises(Refused) as refused:
+        check_new_run(config)
+    assert str(refused.value) == message

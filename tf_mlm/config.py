@@ -110,8 +110,8 @@ class DataConfig:
     )
     streaming: bool = _setting(
         False,
-        "tokenize the training documents while training, without storing them; requires training.num_train_steps, "
-        "ignores num_train_sequences",
+        "tokenize the training documents while training, without storing them; requires training.num_train_steps and "
+        "training.validate_every_steps, ignores num_train_sequences",
     )
     shuffle_buffer_size: int = _setting(
         10_000, "with streaming: number of consecutive sequences that are shuffled together in memory", ge=1
@@ -125,12 +125,6 @@ class DataConfig:
             )
         if sum(share for share, _ in self.mixture_shares) > 1 - 1e-9:  # ten times 0.1 is less than 1
             raise ValueError("the shares in mixture must add up to less than 1; the rest is the share of dataset")
-        if self.streaming:
-            for name in ("mixture", "line_by_line"):
-                if getattr(self, name):
-                    raise ValueError(f"{name} cannot be combined with streaming; omit one")
-            if not self.num_validation_sequences:
-                raise ValueError("streaming requires num_validation_sequences above 0")
         return self
 
     @property
@@ -277,7 +271,7 @@ class DistributionConfig:
         "workers",
     )
     gradient_precision: Literal["float32", "bfloat16"] = _setting(
-        "float32", "precision in which several devices or workers exchange gradients; bfloat16 halves the bytes"
+        "float32", "data type of the gradients that devices or workers exchange; bfloat16 halves their size"
     )
     timeout_seconds: float = _setting(300.0, "seconds to wait for the other workers when training starts", gt=0)
 
@@ -297,21 +291,6 @@ class Config:
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
-        if self.data.streaming:
-            for name in ("num_train_steps", "validate_every_steps"):
-                if not getattr(self.training, name):
-                    raise ValueError(f"data.streaming requires training.{name} above 0, because a stream has no epochs")
-            if self.data.shuffle_buffer_size < self.training.batch_size:
-                raise ValueError(
-                    "data.shuffle_buffer_size must be at least training.batch_size: "
-                    f"{self.data.shuffle_buffer_size} < {self.training.batch_size}"
-                )
-            if not self.model.name:
-                raise ValueError(
-                    "data.streaming requires model.name; to train a new vocabulary, run `tf-mlm prepare --model ''`"
-                )
-        elif self.training.validate_every_steps:
-            raise ValueError("training.validate_every_steps requires data.streaming = true; omit it")
         if self.training.measure_matmul_peak and self.model.train != "all":
             raise ValueError("training.measure_matmul_peak requires model.train = 'all'")
         if self.objective.name == "masked":
@@ -339,15 +318,46 @@ def check_new_run(config: Config) -> None:
     """Check what `load_config` accepts, so that older runs can be read, but a new run should not be started with.
 
     Raises:
-        Refused: a setting that has an effect in masked language modeling alone is set for another objective.
+        Refused: a setting that has an effect in masked language modeling alone is set for another objective, or the
+            settings of a stream are incomplete or contradict others.
     """
-    if config.objective.name == "masked":
+    if config.objective.name != "masked":
+        names = [name for name in setting_fields() if name.startswith("masking.")]
+        for name in [*names, "data.line_by_line", "data.overflow", "data.streaming"]:
+            if not _is_default(config, name):
+                raise Refused(f"{name} requires objective.name = 'masked'; omit it")
+    if config.data.streaming:
+        _check_stream(config)
         return
-    names = [name for name in setting_fields() if name.startswith("masking.")]
-    for name in [*names, "data.line_by_line", "data.overflow", "data.streaming", "data.shuffle_buffer_size"]:
-        section, key = name.split(".")
-        if getattr(getattr(config, section), key) != setting_fields()[name].default.default:
-            raise Refused(f"{name} requires objective.name = 'masked'; omit it")
+    for name in ("data.shuffle_buffer_size", "training.validate_every_steps"):
+        if not _is_default(config, name):
+            raise Refused(f"{name} requires data.streaming = true; omit it")
+
+
+def _check_stream(config: Config) -> None:
+    data, training = config.data, config.training
+    for name in ("mixture", "line_by_line"):
+        if getattr(data, name):
+            raise Refused(f"data.{name} cannot be combined with data.streaming; omit one")
+    for name, value in (
+        ("training.num_train_steps", training.num_train_steps),
+        ("training.validate_every_steps", training.validate_every_steps),
+        ("data.num_validation_sequences", data.num_validation_sequences),
+    ):
+        if not value:
+            raise Refused(f"data.streaming requires {name} above 0")
+    if data.shuffle_buffer_size < training.batch_size:
+        raise Refused(
+            "data.shuffle_buffer_size must be at least training.batch_size: "
+            f"{data.shuffle_buffer_size} < {training.batch_size}"
+        )
+    if not config.model.name:
+        raise Refused("data.streaming requires model.name; to train a new vocabulary, run `tf-mlm prepare --model ''`")
+
+
+def _is_default(config: Config, name: str) -> bool:
+    section, key = name.split(".")
+    return bool(getattr(getattr(config, section), key) == setting_fields()[name].default.default)
 
 
 def setting_fields() -> dict[str, Any]:

@@ -49,11 +49,18 @@ class Interrupted(Exception):
 
 @contextlib.contextmanager
 def refusing_setting(name: str) -> Iterator[None]:
-    """Name the setting `name` in a refusal of a dataset that is not that of `data.dataset`."""
+    """Name the setting `name` in a refusal of a dataset that is not that of `data.dataset`.
+
+    The default settings apply to such a dataset, so an advice to change a setting is replaced.
+    """
     try:
         yield
     except Refused as error:
-        raise type(error)(str(error).replace("data.dataset", name, 1)) from None
+        message = str(error)
+        message = message.replace("data.dataset", name, 1) if "data.dataset" in message else f"{name}: {message}"
+        if "--data." in message:
+            message = f"{message.rpartition('; ')[0]}; pass files that can be read with the default settings"
+        raise type(error)(message) from None
 
 
 @contextlib.contextmanager

@@ -61,7 +61,7 @@ def time_exchange(model, strategy, repeats: int = 5) -> float:
     @tf.function(autograph=False)
     def exchange() -> list:
         def add() -> list:
-            gradients = [tf.zeros(variable.shape, model.exchange_dtype) for variable in model.trainable_variables]
+            gradients = [tf.zeros(variable.shape, model.gradient_precision) for variable in model.trainable_variables]
             return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, gradients)
 
         return strategy.run(add)

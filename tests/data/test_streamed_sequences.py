@@ -233,6 +233,26 @@ def test_a_batch_has_the_rows_of_the_stream_and_masks_by_number(
         np.testing.assert_array_equal(labels, same_labels)
 
 
+def test_a_dataset_reads_only_the_shards_from_its_first_batch_on(tensorflow: None) -> None:
+    """In 60 batches of 4 sequences, of which the first 40 are skipped; a shard has 28 sequences."""
+    sequences, again, reads = small_streams(10, False)
+    rows = StreamedRows(60 * 4, 10, seed=1)
+    tokenizer, masking = word_tokenizer(), load_config(None, {}).masking
+
+    def batches(of: StreamedSequences, first_batch: int) -> list[Any]:
+        collator = build_collator(of, tokenizer, masking, seed=1)
+        dataset = build_train_dataset(collator, rows, batch_size=4, seed=1, epochs=1, first_batch=first_batch)
+        return list(dataset.take(2).as_numpy_iterator())
+
+    sequences.input_ids[np.arange(200)]
+    expected = batches(sequences, 40)
+    position = sequences.position_before(160)
+    reads.clear()
+    again.continue_at(position)
+    np.testing.assert_array_equal(batches(again, 40)[1][1], expected[1][1])
+    assert position["block"] == 16 and len(reads) <= 4  # two shards for the batches, and those that are read ahead
+
+
 def test_documents_of_the_validation_are_not_trained_on(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     shared_text = "10 12 14 16 18 20 22"  # the first document of the first shard
     put(folder / "test.txt", f"{shared_text}\n50 51")

@@ -92,7 +92,7 @@ def test_four_devices_give_the_losses_of_one_device(one_device: list[dict[str, A
 def test_gradients_can_be_exchanged_in_bfloat16(one_device: list[dict[str, Any]], tmp_path: Path) -> None:
     events = train(tmp_path, 2, "--distribution.gradient_precision", "bfloat16")
     losses, same = validation_losses(events), validation_losses(one_device)
-    assert losses[0] == same[0] and losses[1:] != same[1:]
+    assert max(abs(a / b - 1) for a, b in zip(losses, same, strict=True)) > 1e-4  # more than the rounding of float32
     np.testing.assert_allclose(losses, same, rtol=1e-2)
 
 

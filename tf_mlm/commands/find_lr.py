@@ -8,7 +8,7 @@ from typing import Any
 from tf_mlm.atomic_files import require_writable, write_atomically
 from tf_mlm.commands.libraries import start_libraries
 from tf_mlm.commands.train import SHORT_FLAGS, add_settings, given_settings
-from tf_mlm.config import find_recipe, load_config
+from tf_mlm.config import check_new_run, find_recipe, load_config
 from tf_mlm.errors import Refused
 
 NAME = "find-lr"
@@ -55,6 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
         )
     settings = given_settings(arguments)
     config = load_config(find_recipe(arguments.config) if arguments.config is not None else None, settings)
+    check_new_run(config)
     require_writable(arguments.plot, "--plot")
     start_libraries(config, arguments.verbose)
     from tf_mlm.data.prepared import describe_data

@@ -36,7 +36,8 @@ def start_libraries_for(*models: str) -> None:
 def _sources(config: Config) -> list[Source]:
     sources = [config.model.source] if config.model.name else []
     datasets = [config.data.dataset, *(dataset for _, dataset in config.data.mixture_shares)]
-    return [*sources, *(Source.of(dataset) for dataset in datasets if dataset != "sample")]
+    datasets.append(config.data.second_validation_dataset)
+    return [*sources, *(Source.of(dataset) for dataset in datasets if dataset not in ("sample", ""))]
 
 
 def _start(

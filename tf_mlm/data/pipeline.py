@@ -1,5 +1,6 @@
 """Sequences to batches: the order of each epoch, and the `tf.data` pipeline for `model.fit`."""
 
+import copy
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -159,6 +160,13 @@ class _Examples(Dataset):
         nothing = pa.nulls(num_batches * self._share.num_rows)  # has a length, and needs no memory
         super().__init__(pa.table({"index": nothing}), fingerprint="examples")
         self.set_format("numpy")
+
+    @staticmethod
+    def _get_output_signature(dataset: "_Examples", *arguments: Any, **options: Any) -> Any:
+        # The library collates a random row, and a stream must be read up to that row: choose it in the first batch.
+        first = copy.copy(dataset)
+        first._data = dataset._data.slice(0, dataset._share.num_rows)
+        return Dataset._get_output_signature(first, *arguments, **options)
 
     def __getitem__(self, key: Any) -> Any:
         """The rows at a slice or at int64 [n]: `epoch` and `index`, each int64 [n]."""

@@ -62,7 +62,10 @@ class PreparedData(ABC):
         return None
 
     def position_before(self, config: Config, batch: int) -> dict[str, Any] | None:
-        """Where a resumed run finds the training batch `batch`, as a JSON object; None if the data has any row."""
+        """The position from which a resumed run reads training batch `batch`, as a JSON object.
+
+        None if the data is not streamed.
+        """
         return None
 
     @abstractmethod
@@ -161,10 +164,11 @@ class MaskedData(PreparedData):
 
     Attributes:
         second_validation: another dataset to validate on; None if there is none.
-        unigram_entropy: of the training documents, in nats per token; None if they are streamed.
+        unigram_entropy: of the training documents, or of the validation documents if the former are streamed, in nats
+            per token.
     """
 
-    unigram_entropy: float | None
+    unigram_entropy: float
     second_validation: SecondValidation | None
 
     def collator(
@@ -214,14 +218,15 @@ class StreamedData(MaskedData):
 
 
 def prepare_stream(config: Config, stream: DocumentStream, tokenizer: PreTrainedTokenizerFast) -> StreamedData:
-    """Tokenize the validation documents, and begin to read the training documents.
+    """Tokenize the validation documents, and build the reader of the training documents.
 
     Raises:
         Refused: a split has no text, or a document cannot be read.
     """
     seed, training = config.training.seed, config.training
     validation = load_sequences(stream.validation, stream.validation_fingerprint, tokenizer, config.data, "validation")
-    _require_ordinary_tokens(unigram_counts(validation, len(tokenizer)), tokenizer, "validation")
+    counts = unigram_counts(validation, len(tokenizer))
+    _require_ordinary_tokens(counts, tokenizer, "validation")
     validation_rows = validation.draw_rows(config.data.num_validation_sequences, seed)
     num_used = training.num_train_steps * training.batch_size
     facts = {
@@ -230,8 +235,8 @@ def prepare_stream(config: Config, stream: DocumentStream, tokenizer: PreTrained
         "held_out": stream.held_out,
         "text_column": stream.text_column,
         "columns": list(stream.columns),
-        "dropped_overlap": 0,
-        "dropped_empty": 0,
+        "dropped_overlap": None,
+        "dropped_empty": None,
         "train_tokens": None,
         "validation_tokens": validation.num_tokens,
         "train_tokens_packed": num_used * config.data.sequence_length,
@@ -252,7 +257,7 @@ def prepare_stream(config: Config, stream: DocumentStream, tokenizer: PreTrained
         validation_rows=validation_rows,
         facts=facts,
         train_hashes=None,
-        unigram_entropy=None,
+        unigram_entropy=unigram_entropy(counts, tokenizer.all_special_ids),
         second_validation=_load_second_validation(config, tokenizer, None, facts),
     )
 
@@ -324,12 +329,13 @@ def _load_second_validation(
         sequences = load_sequences(documents, fingerprint, tokenizer, config.data, "second validation")
         _require_ordinary_tokens(unigram_counts(sequences, len(tokenizer)), tokenizer, "second validation")
     rows = sequences.draw_rows(config.data.num_validation_sequences, config.training.seed)
+    facts["fingerprint"] += f"-{fingerprint}"
     facts["second_validation"] = {
         "dataset": Source.of(config.data.second_validation_dataset).short_name,
         "documents": sequences.num_documents,
         "sequences": len(sequences.input_ids),
         "sequences_used": len(rows),
-        "dropped_overlap": num_overlap,
+        "dropped_overlap": None if train_hashes is None else num_overlap,
     }
     return SecondValidation(sequences, rows)
 
@@ -361,9 +367,13 @@ def describe_data(facts: dict[str, Any]) -> str:
     if second := facts.get("second_validation"):
         lines.append(
             f"second     {second['documents']:>10,} validation documents of {second['dataset']}: "
-            f"{second['sequences']:,} sequences, {second['sequences_used']:,} used; {second['dropped_overlap']:,} "
-            "dropped, which are also training documents"
+            f"{second['sequences']:,} sequences, {second['sequences_used']:,} used"
         )
+        if second["dropped_overlap"]:
+            lines.append(
+                f"dropped    {second['dropped_overlap']:>10,} documents of {second['dataset']} that are also training "
+                "documents"
+            )
     if facts["text_column"]:
         lines.append(f"text       column {facts['text_column']!r} of {', '.join(facts['columns'])}")
     if facts["dropped_overlap"]:

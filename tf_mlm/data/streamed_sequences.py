@@ -25,8 +25,9 @@ from tf_mlm.data.sequences import RowPacker, document_start, encode
 from tf_mlm.data.streams import DocumentStream
 from tf_mlm.errors import Refused
 
-_SHARDS_STREAM, _BLOCK_STREAM = 9, 10  # separate these random numbers from others drawn with the same seed
+_SHARD_ORDER, _BLOCK_ORDER = 9, 10  # separate these random numbers from others drawn with the same seed
 _DOCUMENTS_PER_BATCH, _CHARACTERS_PER_BATCH = 1000, 2**22
+_POSITIONS_KEPT = 100
 _BLOCKS_KEPT = 3  # batches are prepared ahead, and a batch may contain rows of two blocks
 
 
@@ -55,14 +56,14 @@ class StreamedRows:
 
     def of_epoch(self, epoch: int) -> np.ndarray:
         """int64 [len(self)]: the sequences of an epoch, counted from 1; a function of (seed, epoch)."""
-        blocks, places = np.divmod(
-            np.arange((epoch - 1) * self._num_sequences, epoch * self._num_sequences), self._block_size
-        )
-        rows = np.empty(len(places), np.int64)
-        for block in np.unique(blocks):
-            order = np.random.default_rng([self._seed, _BLOCK_STREAM, int(block)]).permutation(self._block_size)
-            rows[blocks == block] = block * self._block_size + order[places[blocks == block]]
-        return rows
+        first, size = (epoch - 1) * self._num_sequences, self._block_size
+        blocks = range(first // size, -(-(first + self._num_sequences) // size))
+        rows = [
+            block * size + np.random.default_rng([self._seed, _BLOCK_ORDER, block]).permutation(size)
+            for block in blocks
+        ]
+        start = first - blocks.start * size
+        return np.concatenate(rows)[start : start + self._num_sequences]
 
 
 @dataclass(frozen=True)
@@ -80,22 +81,22 @@ class _Position:
     passes: int = 0
     shard: int = 0
     document: int = 0
-    ids: Sequence[int] = ()
-    starts: Sequence[int] = ()
+    ids: Sequence[int] | np.ndarray = ()
+    starts: Sequence[int] | np.ndarray = ()
     rows: int = 0
 
 
 class StreamedSequences:
     """Sequences by number, as arrays that read the stream. They have the attributes of `Sequences`.
 
-    Reading far backward reads the stream again from the last position known before the sequence.
+    A sequence that is no longer in memory is read again, from the last known position before it.
 
     Attributes:
         input_ids: int32 [num_sequences, sequence_length].
         lengths: int32 [num_sequences]; no sequence is padded.
-        document_starts: uint8 [num_sequences, sequence_length], 1 at the first token of each document; None without
+        document_starts: int32 [num_sequences, sequence_length], 1 at the first token of each document; None without
             `data.isolate_documents`.
-        error: the error that ended the reading, if any. TensorFlow reports it as an error of its own.
+        error: the error that ended the reading, if any. TensorFlow raises a separate error instead.
     """
 
     def __init__(self, stream: DocumentStream, tokenizer: PreTrainedTokenizerFast, config: DataConfig, seed: int):
@@ -121,7 +122,8 @@ class StreamedSequences:
     def position_before(self, sequence: int) -> dict[str, Any]:
         """The last known position that is not after this sequence, as a JSON object for `continue_at`."""
         block = max(block for block in list(self._positions) if block * self._config.shuffle_buffer_size <= sequence)
-        return {"block": block, **asdict(self._positions[block])}
+        fields = {"block": block, **asdict(self._positions[block])}
+        return {name: np.asarray(value).tolist() for name, value in fields.items()}
 
     def continue_at(self, position: dict[str, Any]) -> None:
         """Make the position of an earlier process known, so that nothing before it is read again."""
@@ -131,7 +133,7 @@ class StreamedSequences:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
-        """A call that reads sequences; `end_calls` waits for it. Keeps its error and raises it in all later calls."""
+        """Count a call that reads sequences. Keep its error, and raise it again in later calls."""
         with self._calls:
             self._num_calls += 1
         try:
@@ -173,6 +175,8 @@ class StreamedSequences:
         self._ahead = None
         self._blocks[self._next], self._positions[self._next + 1] = ahead.result()
         self._next += 1
+        if len(self._positions) > _POSITIONS_KEPT:
+            del self._positions[min(self._positions.keys() - {0})]  # a checkpoint has its own
         if len(self._blocks) > _BLOCKS_KEPT:
             del self._blocks[next(iter(self._blocks))]  # the one that was read first
         self._ahead = self._read_ahead()
@@ -187,7 +191,8 @@ class StreamedSequences:
             except BaseException as error:
                 future.set_exception(error)
 
-        # Not a daemon as the threads of TensorFlow: Python would abort if it ended while the tokenizer runs in it.
+        # Not a daemon thread, which TensorFlow's threads start by default: Python aborts if it ends while a daemon
+        # thread runs the tokenizer.
         threading.Thread(target=read, daemon=False).start()
         return future
 
@@ -215,13 +220,11 @@ class StreamedSequences:
         at = position
         for passes in count(position.passes):
             num_tokens = 0
-            order = np.random.default_rng([self._seed, _SHARDS_STREAM, passes]).permutation(len(self._stream.shards))
+            order = np.random.default_rng([self._seed, _SHARD_ORDER, passes]).permutation(len(self._stream.shards))
             for shard in range(at.shard, len(order)):
                 at = replace(at, passes=passes, shard=shard)
                 documents = self._stream.shards[order[shard]].read()
                 for batch in _in_batches(islice(documents, at.document, None)):
-                    if not threading.main_thread().is_alive():
-                        return  # Python waits for this thread before it ends
                     encodings = [
                         encoding
                         for encodings in encode(list(filter(self._stream.is_training, batch)), self._tokenizer)
@@ -232,9 +235,7 @@ class StreamedSequences:
                     if self._config.isolate_documents:
                         rows.append(starts.add(document_start(len(encoding)) for encoding in encodings))
                     yield at, np.stack(rows)
-                    at = _Position(
-                        passes, shard, at.document + len(batch), ids.remainder.tolist(), starts.remainder.tolist()
-                    )
+                    at = _Position(passes, shard, at.document + len(batch), ids.remainder, starts.remainder)
                 at = replace(at, document=0, rows=0)
             at = replace(at, shard=0)
             if not num_tokens and passes > position.passes:
@@ -276,6 +277,8 @@ def _in_batches(documents: Iterable[str]) -> Iterator[list[str]]:
     batch: list[str] = []
     num_characters = 0
     for document in documents:
+        if not threading.main_thread().is_alive():  # Python waits for this thread before it ends
+            raise RuntimeError("the process is ending")
         batch.append(document)
         num_characters += len(document)
         if len(batch) == _DOCUMENTS_PER_BATCH or num_characters >= _CHARACTERS_PER_BATCH:

@@ -36,7 +36,7 @@ class Shard(NamedTuple):
 
 @dataclass(frozen=True)
 class DocumentStream:
-    """The documents of a dataset, which are never stored together.
+    """The documents of a dataset, read in order and not stored.
 
     Attributes:
         shards: the training documents, before `is_training` selects them.
@@ -98,6 +98,8 @@ def load_stream(config: DataConfig, seed: int) -> DocumentStream:
         return not is_held_out(text) if held_out else hash_text(text) not in hashes
 
     shard_names = [f"{split}/{shard.name}" for split in train_names for shard in table.shards[split]]
+    if config.source.path is None:  # its shards have numbers as names
+        shard_names = [config.dataset, config.config_name, config.revision, *shard_names]
     return DocumentStream(
         shards=[shard for split in train_names for shard in table.shards[split]],
         validation=datasets.Dataset.from_dict({"text": texts}, FEATURES),
@@ -121,9 +123,9 @@ class _Table:
 
 def _load_files(config: DataConfig) -> _Table:
     files = find_split_files(config.dataset, config.config_name)
-    column, columns = find_text_column(
-        [path for paths in files.values() for path in paths], config.text_column, config.csv_header
-    ) or ("", [])
+    used = {"", *config.train_split.split("+"), *config.validation_split.split("+")}
+    paths = [path for split, paths in files.items() if split in used for path in paths]
+    column, columns = find_text_column(paths, config.text_column, config.csv_header) or ("", [])
 
     def read(path: Path) -> Iterator[str]:
         return filter(_has_text, read_documents([path], column, config.document, config.csv_header))
@@ -137,7 +139,8 @@ def _load_from_hub(config: DataConfig) -> _Table:
         splits = datasets.load_dataset(
             config.dataset, config.config_name or None, revision=config.revision or None, streaming=True
         )
-        column, columns = choose_text_column(next(iter(splits.values())), config)
+        first = config.train_split.split("+")[0]
+        column, columns = choose_text_column(splits.get(first, next(iter(splits.values()))), config)
 
     def read(split: Any, number: int) -> Iterator[str]:
         with _reporting_hub_errors(config):
@@ -173,11 +176,18 @@ def _draw_validation(
 ) -> list[str]:
     """Documents with about twice as many tokens as the validation sequences need, in the order of `rank`.
 
-    They are the lowest ones in the first `_CHARACTERS_READ` characters, or in more text if it has too few of them.
+    They are those with the lowest rank in the first `_CHARACTERS_READ` characters. More text is read if these are too
+    few.
     """
     wanted = 2 * config.num_validation_sequences * config.sequence_length * _CHARACTERS_PER_TOKEN
     found: list[str] = []
     num_read = num_found = 0
+
+    def lowest() -> list[str]:
+        in_order = sorted(found, key=rank)
+        ends = np.cumsum([len(text) for text in in_order])
+        return in_order[: int(np.searchsorted(ends, wanted)) + 1]
+
     for text in documents:
         num_read += len(text)
         if is_held_out is None or is_held_out(text):
@@ -185,6 +195,7 @@ def _draw_validation(
             num_found += len(text)
         if num_read >= _CHARACTERS_READ and num_found >= wanted:
             break
-    found.sort(key=rank)
-    ends = np.cumsum([len(text) for text in found])
-    return found[: int(np.searchsorted(ends, wanted)) + 1]
+        if num_found >= 4 * wanted:  # limits the memory
+            found = lowest()
+            num_found = sum(map(len, found))
+    return lowest()

@@ -21,11 +21,11 @@ class TrainingStep(keras.Model):
 
     Attributes:
         trained_names: names of the variables that training changes; None for all.
-        exchange_dtype: dtype in which several replicas exchange their gradients.
+        gradient_precision: dtype in which several replicas exchange their gradients.
     """
 
     trained_names: frozenset[str] | None = None
-    exchange_dtype: tf.DType = tf.float32
+    gradient_precision: str = "float32"
 
     @property
     def trainable_weights(self) -> list[tf.Variable]:
@@ -130,7 +130,7 @@ class TrainingStep(keras.Model):
         num_labels = tf.maximum(replica.all_reduce(tf.distribute.ReduceOp.SUM, num_labels), 1.0)
         gradients, sums = self._accumulate_gradients(features, labels, num_labels)
         if replica.num_replicas_in_sync > 1:
-            exchanged = [tf.cast(gradient, self.exchange_dtype) for gradient in gradients]
+            exchanged = [tf.cast(gradient, self.gradient_precision) for gradient in gradients]
             exchanged = replica.all_reduce(tf.distribute.ReduceOp.SUM, exchanged)
             gradients = [tf.cast(gradient, tf.float32) for gradient in exchanged]
         sums = replica.all_reduce(tf.distribute.ReduceOp.SUM, sums)

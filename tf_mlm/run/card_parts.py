@@ -251,8 +251,8 @@ def data_section(report: RunReport, explanation: str, facts: list[str]) -> str:
     if second := data.get("second_validation"):
         facts.append(
             f"The model is also validated on {escaped(second['dataset'])}: {second['documents']:,} documents, "
-            f"{second['sequences_used']:,} of {second['sequences']:,} sequences. {second['dropped_overlap']:,} "
-            "documents were dropped because they are also training documents."
+            f"{second['sequences_used']:,} of {second['sequences']:,} sequences. Documents dropped because they are "
+            f"also training documents: {number(second['dropped_overlap'], '{:,}')}."
         )
     repeated = data.get("dropped_repeated", 0)
     repeated = f"- Documents dropped because they repeat an earlier one: {repeated:,}\n" if repeated else ""
@@ -263,8 +263,8 @@ def data_section(report: RunReport, explanation: str, facts: list[str]) -> str:
 {explanation} "Tokens out" counts the tokens of all sequences. {drawn}
 
 - Column of the text: {column}
-- Validation documents dropped because they are also training documents: {data["dropped_overlap"]:,}
-- Empty documents dropped: {data["dropped_empty"]:,}
+- Validation documents dropped because they are also training documents: {number(data["dropped_overlap"], "{:,}")}
+- Empty documents dropped: {number(data["dropped_empty"], "{:,}")}
 {repeated}{"".join(f"- {fact}{chr(10)}" for fact in facts)}- Fingerprint of the text: `{data["fingerprint"]}`"""
 
 
@@ -313,8 +313,8 @@ def settings_section(report: RunReport) -> str:
     for name, field in setting_fields().items():
         section, key = name.split(".")
         value, meaning = getattr(getattr(config, section), key), field.default.description
-        if name in ("model.name", "data.dataset"):
-            value = getattr(config, section).source.short_name
+        if name in ("model.name", "data.dataset", "data.second_validation_dataset"):
+            value = Source.of(value).short_name
         unused = config.model.name and meaning.startswith("new models only")
         rows.append([f"`{name}`", "not used" if unused else shown_value(value), meaning.replace("|", "\\|")])
     text = "## Settings\n\n" + table(["Setting", "Value", "Meaning"], rows)

@@ -77,7 +77,8 @@ class ComparedRun:
     def validation_data(self) -> tuple[str, float | None]:
         """What identifies the validation text and its tokens."""
         start = self.events.start
-        fingerprint = str(self.environment.get("data", {}).get("fingerprint", "")).rpartition("-")[2]
+        parts = str(self.environment.get("data", {}).get("fingerprint", "")).split("-")  # training, validation, others
+        fingerprint = parts[1] if len(parts) > 1 else ""
         return fingerprint, start.unigram_entropy if start else None
 
     @property

@@ -160,11 +160,14 @@ class RunDirectory:
         shares = config.data.mixture_shares
         paths = recorded.get("data.mixture", [""] * len(shares))
         mixture = tuple(f"{share} {locate(name, path)}" for (share, name), path in zip(shares, paths, strict=True))
-        dataset = locate(config.data.dataset, recorded.get("data.dataset", ""))
+        dataset, second = (
+            locate(getattr(config.data, name), recorded.get(f"data.{name}", ""))
+            for name in ("dataset", "second_validation_dataset")
+        )
         return replace(
             config,
             model=replace(config.model, name=locate(config.model.name, recorded.get("model.name", ""))),
-            data=replace(config.data, dataset=dataset, mixture=mixture),
+            data=replace(config.data, dataset=dataset, mixture=mixture, second_validation_dataset=second),
         )
 
     def load_train_hashes(self) -> "np.ndarray | None":

@@ -106,15 +106,15 @@ def _what_it_is(report: RunReport) -> str:
 
 def _packing(report: RunReport) -> str:
     config = report.config.data
-    if config.isolate_documents:
-        return (
-            "Documents are packed into sequences; the last sequence is padded. Attention stays inside each document, "
-            "and positions restart at each document, in training and in validation."
-        )
-    if config.streaming:
-        return "Documents are packed into sequences; no training sequence is padded."
     if not config.line_by_line:
-        return "Documents are packed into sequences; the last sequence is padded."
+        padding = "no training sequence is padded" if config.streaming else "the last sequence is padded"
+        packing = f"Documents are packed into sequences; {padding}."
+        if config.isolate_documents:
+            packing += (
+                " Attention stays inside each document, and positions restart at each document, in training and in "
+                "validation."
+            )
+        return packing
     if config.overflow == "split":
         return "Each document has its own padded sequence; a longer document is split."
     return "Each document has its own padded sequence; a longer document is truncated."

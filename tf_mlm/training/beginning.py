@@ -83,6 +83,7 @@ def _environment(job: Job, progress: Progress) -> dict[str, Any]:
         "paths": {
             "model.name": job.config.model.source.absolute_path,
             "data.dataset": job.config.data.source.absolute_path if job.config.data.dataset != SAMPLE else "",
+            "data.second_validation_dataset": Source.of(job.config.data.second_validation_dataset).absolute_path,
             "data.mixture": [Source.of(dataset).absolute_path for _, dataset in job.config.data.mixture_shares],
         },
         "fingerprint": progress.fingerprint,

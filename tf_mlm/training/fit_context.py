@@ -5,7 +5,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import tensorflow as tf
 import tf_keras as keras
 
 from tf_mlm.errors import Interrupted, NonFiniteLoss
@@ -51,7 +50,7 @@ class FitContext:
             max_bad_steps=config.training.max_bad_steps,
             objective=config.objective.name,
             matmul_peak=events.start.matmul_peak_tokens_per_second if events.start else None,
-            evaluate_second=job.evaluate_second,
+            evaluate_second=self._evaluate_second,
         )
         self._checkpoints = Checkpoints(
             run,
@@ -74,6 +73,11 @@ class FitContext:
             self._checkpoints,  # last: a checkpoint includes the effects of all others; a signal ends the run after it
         ]
 
+    def _evaluate_second(self) -> dict[str, float | None] | None:
+        # A signal ends this validation as it ends the first one. The resumed run repeats both.
+        stop = keras.callbacks.LambdaCallback(on_test_batch_end=self._checkpoints.on_test_batch_end)
+        return self._job.evaluate_second([stop])
+
     def __enter__(self) -> "FitContext":
         with contextlib.ExitStack() as stack:
             stack.enter_context(contextlib.closing(self._lines))
@@ -93,8 +97,8 @@ class FitContext:
                 self._curves.draw()
             if isinstance(error, NonFiniteLoss):
                 error.progress = self.progress()
-            if isinstance(error, tf.errors.OpError) and (cause := self._job.data.read_error) is not None:
-                raise OSError(f"{cause}; to continue, pass --resume {self._job.run.path}") from cause
+            if error is not None and self._job.data.read_error is not None:
+                self._checkpoints.save()  # the data failed, not the model
         if error is None:
             self._signals.raise_if_received(self.progress().step, self._job.run.path)  # since the last step
 

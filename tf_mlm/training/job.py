@@ -1,17 +1,23 @@
 """The objects shared by the steps of one training."""
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+
+import tensorflow as tf
 
 from tf_mlm import runtime
 from tf_mlm.config import Config
 from tf_mlm.data.pipeline import Share, steps_per_epoch
 from tf_mlm.data.prepared import MaskedData, PreparedData
+from tf_mlm.errors import Refused
 from tf_mlm.model.metrics import metric_values
 from tf_mlm.model.optimizer import WarmUp, build_schedule
 from tf_mlm.run.checkpoint import Progress
 from tf_mlm.run.directory import RunDirectory
+from tf_mlm.run.events import finite_or_none
 from tf_mlm.training.length import RunLength
 from tf_mlm.training.objectives.base import Objective
 from tf_mlm.training.objectives.table import OBJECTIVES
@@ -60,13 +66,16 @@ class Job:
             self.validation_dataset, steps=self.validation_steps, verbose=0, return_dict=True, **options
         )
 
-    def evaluate_second(self) -> dict[str, float] | None:
+    def evaluate_second(self, callbacks: Sequence[Any] = ()) -> dict[str, float | None] | None:
         """The metrics on the second validation dataset; None if there is none."""
         if not isinstance(self.data, MaskedData) or self.data.second_validation is None:
             return None
         steps = steps_per_epoch(len(self.data.second_validation.rows), self.config.training.batch_size)
-        logs = self.model.evaluate(self._second_dataset, steps=steps, verbose=0, return_dict=True)
-        return metric_values(logs)
+        logs = self.model.evaluate(
+            self._second_dataset, steps=steps, verbose=0, return_dict=True, callbacks=list(callbacks)
+        )
+        self.model.reset_metrics()  # a checkpoint must not contain a sum that is not finite
+        return {name: finite_or_none(value) for name, value in metric_values(logs).items()}
 
     @cached_property
     def _second_dataset(self) -> Any:
@@ -86,6 +95,17 @@ class Job:
     def _distribute(self, dataset: Any) -> Any:
         """The dataset of all workers; `dataset` has the rows of this worker, one batch per replica."""
         return self.machine.strategy.distribute_datasets_from_function(lambda context: dataset)
+
+    @contextlib.contextmanager
+    def reporting_read_errors(self) -> Iterator[None]:
+        """Raise OSError if training data could not be read, which TensorFlow reports as an error of an operation."""
+        try:
+            yield
+        except (Refused, tf.errors.OpError) as error:
+            cause = self.data.read_error
+            if not isinstance(cause, Refused | OSError):
+                raise
+            raise OSError(str(cause)) from error
 
     def train_dataset(self, progress: Progress) -> Any:
         """The remaining batches, starting after `progress`."""

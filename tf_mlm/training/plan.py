@@ -167,13 +167,14 @@ def run_trial(job: Job) -> Trial:
     startup = time.time() - psutil.Process().create_time()
     config, data = job.config, job.data
     training = _Clock()
-    job.model.fit(
-        data.train_dataset(config, job.tokenizer, epochs=1),
-        epochs=1,
-        steps_per_epoch=_TRIAL_STEPS,
-        callbacks=[training],
-        verbose=0,
-    )
+    with job.reporting_read_errors():
+        job.model.fit(
+            data.train_dataset(config, job.tokenizer, epochs=1),
+            epochs=1,
+            steps_per_epoch=_TRIAL_STEPS,
+            callbacks=[training],
+            verbose=0,
+        )
     validation = _Clock()
     batches = data.validation_dataset(config, job.tokenizer).repeat()
     job.model.evaluate(batches, steps=_TRIAL_STEPS, verbose=0, callbacks=[validation])

@@ -34,7 +34,7 @@ def range_test(job: Job, *, num_steps: int, min_learning_rate: float, max_learni
         min_learning_rate, decay_steps=num_steps - 1, decay_rate=max_learning_rate / min_learning_rate
     )
     epochs = math.ceil(num_steps / job.length.steps_per_epoch)
-    with contextlib.closing(ProgressLines(num_steps, epochs, first_step=0)) as lines:
+    with job.reporting_read_errors(), contextlib.closing(ProgressLines(num_steps, epochs, first_step=0)) as lines:
         recorder = _StepLosses(job, rates, lines)
         job.model.fit(
             job.data.train_dataset(config, job.tokenizer, epochs),

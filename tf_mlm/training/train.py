@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import tensorflow as tf
 import tf_keras as keras
 
 from tf_mlm import runtime
@@ -44,7 +43,7 @@ def train(config: Config, run: RunDirectory, callbacks: Sequence[keras.callbacks
         begin(job, progress)
         while True:
             try:
-                with FitContext(job, progress, callbacks) as context:
+                with job.reporting_read_errors(), FitContext(job, progress, callbacks) as context:
                     context.finish_epoch()
                     if not context.is_complete():
                         job.model.resume_at(progress.step, job.length.steps_per_epoch)
@@ -82,7 +81,7 @@ def build_job(config: Config, run: RunDirectory) -> Job:
         model, newly_initialized = objective.load_model(config, tokenizer, data)
         freeze(model, config.model.train, newly_initialized)
         optimizer = build_optimizer(config.optimizer, length.num_train_steps, machine.precision.name)
-        model.exchange_dtype = tf.as_dtype(config.distribution.gradient_precision)
+        model.gradient_precision = config.distribution.gradient_precision
         objective.compile(model, config, optimizer, jit_compile=machine.xla.mode == "step")
     return Job(config, run, machine, tokenizer, data, model, newly_initialized, length)
 

@@ -45,7 +45,7 @@ class MetricsLog(keras.callbacks.Callback):
         max_bad_steps: int,
         objective: str = "masked",
         matmul_peak: float | None = None,
-        evaluate_second: Callable[[], dict[str, float] | None] = lambda: None,
+        evaluate_second: Callable[[], dict[str, float | None] | None] = lambda: None,
     ):
         super().__init__()
         self._supports_tf_logs = True  # otherwise Keras reads every metric at every step
