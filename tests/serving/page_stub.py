@@ -150,8 +150,8 @@ def content_security_policy(html: str) -> str:
 
 
 def split_words(text: str, word: str = r"\w+") -> list[dict[str, Any]]:
-    parts = re.findall(rf"\[MASK\]|{word}|[^\w\s]|\s+", text)
-    return [{"text": part, "word": part != MASK and not part.isspace(), "mask": part == MASK} for part in parts]
+    parts = re.findall(rf"{word}|\[MASK\]|[^\w\s]|\s+", text)
+    return [{"text": part, "word": part.strip() not in ("", MASK), "mask": part.strip() == MASK} for part in parts]
 
 
 def log_probability(model: str, word: str) -> float:

@@ -76,7 +76,7 @@ def address(stub: Stub) -> Iterator[str]:
 
 
 @pytest.fixture
-def open_page(browser: Browser) -> Iterator[Open]:
+def open_page(browser: Browser, address: str) -> Iterator[Open]:
     """Opens the page in a new window: `open_page(address, width=…, failures=…, **link)`.
 
     At the end, no window has written an error to the console or sent a request to another origin. `failures` allows
@@ -282,6 +282,22 @@ def test_models_that_write_the_mask_in_different_ways(open_page: Open, stub: Stu
     }
 
 
+def test_spaces_that_a_tokenizer_counts_as_part_of_a_word_stay(open_page: Open, stub: Stub, address: str) -> None:
+    stub.words[ADAPTED] = r"\s*\[MASK\]|\s*\w+"
+    page = open_page(address, text="A  great film.")
+    chip(page, "great").click()
+    expect(text_of(page)).to_have_value("A  [MASK] film.")
+    expect(fills(page, "adapted")).to_have_count(5)
+    chip(page, "[MASK] 1: Restore “great”").click()
+    expect(text_of(page)).to_have_value("A  great film.")
+    page.get_by_role("tab", name="Surprise").click()
+    page.locator("#scored").get_by_role("button", name="great").click()
+    page.get_by_role("button", name="Mask word").click()
+    expect(text_of(page)).to_have_value("A  [MASK] film.")
+    fills(page, "adapted").first.click()
+    expect(text_of(page)).to_have_value("A  film film.")
+
+
 def test_examples_start_from_the_first_and_can_be_chosen(open_page: Open, address: str, stub: Stub) -> None:
     page = open_page(address)
     expect(text_of(page)).to_have_value(stub.examples[0])
@@ -319,7 +335,7 @@ def test_a_link_reproduces_the_view(open_page: Open, address: str) -> None:
     text_of(page).fill("50% of “it” & more = naïve #1?")
     chip(page, "more").click()
     page.get_by_role("checkbox", name="starting model").uncheck()
-    expect(page).to_have_url(re.compile("word=more"))
+    expect(page).to_have_url(re.compile(f"model={ADAPTED}&word=more"))
     other = open_page(page.url)
     expect(text_of(other)).to_have_value("50% of “it” & [MASK] = naïve #1?")
     expect(other.get_by_role("checkbox", name="starting model")).not_to_be_checked()
@@ -413,7 +429,7 @@ def test_words_of_different_tokenizers_are_joined(open_page: Open, address: str,
 def test_a_word_is_masked_from_the_surprise_view(open_page: Open, address: str) -> None:
     page = open_page(address, view="surprise", text="A great film.")
     page.locator("#scored").get_by_role("button").nth(1).click()
-    page.get_by_role("button", name="Mask this word").click()
+    page.get_by_role("button", name="Mask word").click()
     expect(page.get_by_role("tabpanel", name="Type")).to_be_visible()
     expect(text_of(page)).to_have_value("A [MASK] film.")
     expect(fills(page, "adapted")).to_have_count(5)
@@ -698,7 +714,7 @@ def test_the_keyboard_is_enough(open_page: Open, address: str, stub: Stub, tmp_p
     press("Tab", "End", "ArrowLeft")
     expect(page.locator("#word-readout")).to_contain_text("film")
     press("Enter", "Tab")
-    expect(focused).to_have_text("Mask this word")
+    expect(focused).to_have_text("Mask word")
     press("Enter")
     expect(text_of(page)).to_have_value("A movie [MASK].")
     expect(page.get_by_role("tab", name="Type")).to_be_focused()
