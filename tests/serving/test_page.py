@@ -1,8 +1,14 @@
 """The page in a real browser: headless Chromium, driven by Playwright."""
 
+import contextlib
 import json
 import re
 import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +23,7 @@ pytest.importorskip("uvicorn", reason="requires the extra `serve`")
 # The imports below need these packages.
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright  # noqa: E402
 
+import tf_mlm  # noqa: E402
 from tests.serving.page_stub import (  # noqa: E402
     ADAPTED,
     FILLS,
@@ -280,6 +287,20 @@ def test_models_that_write_the_mask_in_different_ways(open_page: Open, stub: Stu
         ADAPTED: "A great [MASK].",
         STARTING: "A great <mask>.",
     }
+
+
+def test_the_mask_of_the_page_is_that_of_the_first_model(open_page: Open, stub: Stub, address: str) -> None:
+    stub.models[0]["mask_token"] = "<mask>"
+    page = open_page(address)
+    expect(text_of(page)).to_have_value("This is a great <mask>.")
+    text_of(page).fill("A film.")
+    text_of(page).press("Home")
+    text_of(page).press_sequentially("[MASK] x")
+    expect(text_of(page)).to_have_value("<mask> xA film.")
+    assert text_of(page).evaluate("field => field.selectionStart") == len("<mask> x")
+    expect(page.locator("#chips")).to_contain_text("xA")
+    asked = [(body["model"], body["text"]) for path, body in stub.requests if path == "/page/fill"]
+    assert sorted(asked[-2:]) == [(ADAPTED, "<mask> xA film."), (STARTING, "[MASK] xA film.")]
 
 
 def test_spaces_that_a_tokenizer_counts_as_part_of_a_word_stay(open_page: Open, stub: Stub, address: str) -> None:
@@ -813,3 +834,64 @@ def test_nothing_is_wider_than_the_window(
     expect(page.locator(".curve").first).to_be_attached()
     page.locator("summary").click()
     assert_fits()
+
+
+# ---------------------------------------------------------------- the real server
+
+
+@pytest.fixture(scope="module")
+def run_server(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`tf-mlm serve` with a run and, as the other model, a copy of its model with other weights. Yields the address."""
+    other = tmp_path_factory.mktemp("other") / "other-model"
+    shutil.copytree(finished_run / "model", other)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "tf_mlm", "serve", str(finished_run), str(other), "--port", str(port)]
+    address = f"http://127.0.0.1:{port}/"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            for _ in range(600):
+                assert process.poll() is None, process.communicate()[0]
+                with contextlib.suppress(OSError):
+                    urllib.request.urlopen(f"{address}healthz").close()
+                    break
+                time.sleep(0.2)
+            yield address
+        finally:
+            process.terminate()
+            process.communicate()
+
+
+def test_the_page_shows_what_the_run_answers(open_page: Open, run_server: str, finished_run: Path) -> None:
+    text = "This is a [MASK] film."
+    page = open_page(run_server, text=text)
+    rows = page.locator(".column.model-0 .fill")
+    expect(rows).to_have_count(8)
+    expect(page.locator(".column.model-1 .fill")).to_have_count(8)
+    (answer,) = tf_mlm.load(finished_run).fill(text, top_k=8)
+    expect(rows.locator(".token")).to_have_text([fill.token for fill in answer.fills[0]])
+    chip(page, "film").click()
+    expect(text_of(page)).to_have_value("This is a [MASK] [MASK].")
+    expect(page.locator(".mask-fills")).to_have_count(2)
+    expect(page.locator(".column.stale")).to_have_count(0)
+    page.locator(".mask-fills").nth(1).locator(".fill").first.click()
+    expect(text_of(page)).to_have_value(re.compile(r"This is a \[MASK\] \S+\."))
+    expect(page.locator(".mask-fills")).to_have_count(1)
+
+
+def test_the_page_shows_the_scores_and_the_curves_of_the_run(
+    open_page: Open, run_server: str, finished_run: Path
+) -> None:
+    text = "A good film, isn't it?"
+    page = open_page(run_server, view="surprise", text=text)
+    (scored,) = tf_mlm.load(finished_run).score(text)
+    page.locator("#lens label").first.click()
+    expect(page.locator("#scored .word")).to_have_text(
+        [f"{word.word}{shown(word.log_probability)}" for word in scored.words]
+    )
+    expect(page.locator("#sums tbody tr").first).to_contain_text(shown(scored.log_probability))
+    page.get_by_role("tab", name="Curves").click()
+    expect(page.locator("#runs")).to_contain_text("Step 30 of 30, epoch 3 of 3")
+    expect(page.locator("#runs")).to_contain_text("lowest validation loss")
+    page.locator("summary").click()
+    expect(page.locator("#tables tbody tr")).to_have_count(4)  # before training, and 3 epochs
