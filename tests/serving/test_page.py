@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import re
 import shutil
 import socket
@@ -434,7 +435,7 @@ def test_the_color_of_a_word_follows_its_value(open_page: Open, address: str) ->
         strict=True,
     ):
         difference = log_probability(ADAPTED, word) - log_probability(STARTING, word)
-        assert strength == pytest.approx(50 * min(1, abs(difference) / 6), abs=0.06)
+        assert strength == pytest.approx(50 * min(1, abs(difference) / 3), abs=0.06)
         assert model.split() == ["word", "model-0" if difference >= 0 else "model-1"]
 
 
@@ -552,6 +553,25 @@ def test_a_chart_is_read_with_the_mouse_and_the_keyboard(
     assert box
     page.mouse.move(box["x"] + box["width"] - 14, box["y"] + 40)
     expect(page.locator("#charts figcaption").last).to_contain_text("learning rate 2e-3 at step 20")
+
+
+@pytest.mark.parametrize("losses", [(3.85, 3.7), (6.0, 4.0), (11.0, 3.5), (2.0, 2.0), (1e-3, 0.0)])
+def test_each_axis_has_labels(
+    open_page: Open, address: str, stub: Stub, tmp_path: Path, losses: tuple[float, float]
+) -> None:
+    first, last = losses
+    events = [
+        START | {"val_loss": first, "val_perplexity": math.exp(first)},
+        step_event(20, first),
+        epoch_event(1) | {"loss": last, "val_loss": last, "val_perplexity": math.exp(last)},
+    ]
+    write_events(tmp_path / "run", events)
+    stub.runs = {ADAPTED: tmp_path / "run"}
+    page = open_page(address, view="curves")
+    expect(page.locator(".chart")).to_have_count(3)
+    for chart in page.locator(".chart").all():
+        labels = chart.locator(".grid + text").all_text_contents()
+        assert 2 <= len(labels) == len(set(labels)) <= 9
 
 
 def test_values_that_are_no_numbers_leave_holes(open_page: Open, address: str, stub: Stub, tmp_path: Path) -> None:
