@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import hashlib
+import logging
 import re
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -26,6 +27,7 @@ from tf_mlm.serving.page import PageContent
 from tf_mlm.serving.requests import RequestError
 from tf_mlm.serving.service import Service, error_response, json_response
 
+_LOG = logging.getLogger(__name__)
 _NOTHING_ELSE = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 
@@ -75,7 +77,7 @@ def build_app(service: Service, content: PageContent, allowed_hosts: Sequence[st
             Middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts), www_redirect=False),
             Middleware(_SameOrigin),
         ],
-        exception_handlers={RequestError: _refuse, HTTPException: _not_found, Exception: _failed},
+        exception_handlers={RequestError: _refuse, HTTPException: _not_found},
     )
 
 
@@ -109,12 +111,8 @@ async def _not_found(request: Request, error: Exception) -> Response:
     return response
 
 
-async def _failed(request: Request, error: Exception) -> Response:
-    return error_response(RequestError("The server failed to answer; see its log.", 500))
-
-
 class _Measured:
-    """Counts and times each request, and adds the headers of every response."""
+    """Counts and times each request, adds the headers of every response, and answers if a route fails."""
 
     def __init__(self, app: ASGIApp, service: Service, routes: Sequence[BaseRoute]):
         self._app = app
@@ -126,7 +124,7 @@ class _Measured:
             await self._app(scope, receive, send)
             return
         start = time.perf_counter()
-        status = 500
+        status = 0
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -141,6 +139,11 @@ class _Measured:
 
         try:
             await self._app(scope, receive, send_with_headers)
+        except Exception:
+            _LOG.exception("a request failed")
+            if not status:
+                failure = error_response(RequestError("The server failed to answer; see its log.", 500))
+                await failure(scope, receive, send_with_headers)
         finally:
             route = self._route_of(scope)
             self._metrics.requests.labels(route, status).inc()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -23,7 +23,6 @@ class Metrics:
 
     def __init__(self, num_waiting: Callable[[], Mapping[str, int]]):
         """`num_waiting`: returns the number of waiting requests of each model."""
-        disable_created_metrics()
         self._registry = CollectorRegistry()
         self.requests = Counter(
             "tf_mlm_requests", "Requests by route and status.", ["route", "status"], registry=self._registry

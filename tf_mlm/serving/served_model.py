@@ -227,7 +227,8 @@ class ServedWeights(ServedModel):
         self._model, self._tokenizer = loaded.model, loaded.tokenizer
         self._tokenizer("a")  # removes a truncation; afterwards no call changes the tokenizer, as threads require
         self.mask_token = str(self._tokenizer.mask_token)
-        self.max_tokens = max_sequence_length(self._model.config)
+        self._num_positions = max_sequence_length(self._model.config)
+        self.max_tokens = self._num_positions
         self._owner, functions = build_signatures(self._model, self._tokenizer)
         concrete = {id(function): function.get_concrete_function() for function in functions.values()}
         self.signatures = {name: _as_signature(concrete[id(function)]) for name, function in functions.items()}
@@ -257,9 +258,10 @@ class ServedWeights(ServedModel):
         targets: dict[int, list[int]] = {}
         for number, job in enumerate(jobs):
             try:
-                texts[number] = self._find_masks(job.text)
+                text = self._find_masks(job.text)
                 if job.targets is not None:
                     targets[number] = [self._find_token(target) for target in dict.fromkeys(job.targets)]
+                texts[number] = text
             except (Refused, RequestError) as error:
                 results[number] = as_request_error(error)
         numbers = list(texts)
@@ -331,14 +333,14 @@ class ServedWeights(ServedModel):
         tokenized: dict[int, TokenizedText] = {}
         for number, job in enumerate(jobs):
             try:
-                tokenized[number] = tokenize_text(self._tokenizer, job.text, self.max_tokens or 0)
-                if len(tokenized[number].positions) > self.limits.scored_tokens:
+                text = tokenize_text(self._tokenizer, job.text, self._num_positions)
+                if len(text.positions) > self.limits.scored_tokens:
                     raise RequestError(
-                        f"The text has {len(tokenized[number].positions)} tokens, and at most "
-                        f"{self.limits.scored_tokens} can be scored at once; shorten it."
+                        f"The text has {len(text.positions)} tokens, and at most {self.limits.scored_tokens} can be "
+                        "scored at once; shorten it."
                     )
+                tokenized[number] = text
             except (Refused, RequestError) as error:
-                tokenized.pop(number, None)
                 results[number] = as_request_error(error)
         scored: list[ScoredText] = list(score_texts(self._predict_token, self._tokenizer, list(tokenized.values())))
         for number, each in zip(tokenized, scored, strict=True):

@@ -32,6 +32,8 @@ _TYPES = {bool: "Boolean", int: "Number", float: "Number", str: "String", list: 
 def routes(service: Service) -> list[Route]:
     def find(request: Request, message: str, message_of_version: str) -> ServedModel:
         name, version = request.path_params["name"], request.path_params.get("version", _VERSION)
+        if ":" in name:  # a method of another verb
+            raise malformed_request(request)
         if name not in service.models:
             raise RequestError(message.format(name=name), 404)
         if version != _VERSION:
@@ -61,7 +63,7 @@ def routes(service: Service) -> list[Route]:
         return await asyncio.to_thread(lambda: json_response(_as_json(outputs, is_row)))
 
     async def malformed(request: Request) -> Response:
-        raise RequestError(f"Malformed request: {request.method} {request.url.path}")
+        raise malformed_request(request)
 
     both = [
         Route(f"{path}{end}", endpoint, methods=[method])
@@ -73,6 +75,10 @@ def routes(service: Service) -> list[Route]:
         )
     ]
     return [*both, Route("/v1/{path:path}", malformed, methods=["GET", "POST", "PUT", "PATCH", "DELETE"])]
+
+
+def malformed_request(request: Request) -> RequestError:
+    return RequestError(f"Malformed request: {request.method} {request.url.path}")
 
 
 def read_predict(body: Mapping[str, Any], model: ServedModel, limits: Limits) -> tuple[SignatureJob, bool]:
