@@ -735,6 +735,7 @@ def test_the_keyboard_is_enough(open_page: Open, address: str, stub: Stub, tmp_p
     press("ArrowRight", "Enter")
     expect(text_of(page)).to_have_value("A [MASK] film.")
     expect(fills(page, "adapted")).to_have_count(5)
+    expect(fills(page, "starting")).to_have_count(5)
     expect(focused).to_have_accessible_name("[MASK] 1: Restore “great”")
     press("Tab", "Tab")
     expect(focused).to_have_accessible_name("movie, 32%")
