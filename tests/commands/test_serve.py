@@ -100,6 +100,15 @@ def test_what_cannot_be_served_is_refused_in_one_line(
     assert "--batch-wait nan: must be at least 0" in refusal(capsys, finished_run, "--batch-wait", "nan")
 
 
+def test_answers_are_sent_without_delay() -> None:
+    """asyncio sets TCP_NODELAY for a socket of this protocol."""
+    from tf_mlm.serving.server import bind
+
+    for host in ("127.0.0.1", "localhost"):
+        with bind(host, 0) as bound:
+            assert bound.proto == socket.IPPROTO_TCP
+
+
 def test_another_host_prints_a_warning(finished_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     from tf_mlm.serving import server
 

@@ -172,7 +172,8 @@ class Slow:
     """A model that answers when its gate is open."""
 
     name = title = "slow"
-    mask_token, max_tokens, signatures = "[MASK]", None, {}
+    mask_token, max_tokens = "[MASK]", None
+    signatures: dict[str, Any] = {}
 
     def __init__(self) -> None:
         self.gate = threading.Event()

@@ -55,10 +55,7 @@ def test_the_client_gets_what_the_pipeline_returns(server: Server, pipeline: Any
     # The pipeline in TensorFlow fails for targets at several masks.
     for options in [{}, {"top_k": 3}, *(targets if text == ONE else [])]:
         answer = client.fill_mask(text, **options)
-        as_dicts = [
-            [dict(fill) for fill in fills] if isinstance(fills, list) else dict(fills)  # type: ignore[call-overload]
-            for fills in answer
-        ]
+        as_dicts = [[dict(fill) for fill in fills] if isinstance(fills, list) else dict(fills) for fills in answer]
         for each in [fill for fills in as_dicts for fill in (fills if isinstance(fills, list) else [fills])]:
             each.pop("fill_mask_output_token_str", None)
         assert_same(as_dicts, pipeline(text, **options))

@@ -72,6 +72,15 @@ def test_targets_are_ordered_by_their_probability(served: Any) -> None:
     assert [fill.token_id for fill in chosen[0]] == [fill.token_id for fill in everything[0] if fill.token_id in ids]
 
 
+def test_an_id_without_a_token_is_an_empty_fill(served: Any) -> None:
+    """Some models have more ids than their tokenizer has tokens."""
+    from tf_mlm.inference.fill_mask import Mask, fill_in
+
+    tokenizer = served.loaded.tokenizer
+    word, text = fill_in(tokenizer, "a [MASK].", Mask(2, 2, 8), len(tokenizer) + 1)
+    assert (word, text.replace(" ", "")) == ("", "a.")
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     text=st.text(max_size=30)

@@ -197,7 +197,9 @@ def test_calls_that_are_joined_are_answered_as_alone(served_run: Any) -> None:
     from tf_mlm.serving.served_model import SignatureJob
 
     def job(texts: list[str], k: int) -> SignatureJob:
-        return SignatureJob("fill_mask", {"text": np.array([t.encode() for t in texts], object), "k": np.int32(k)})
+        return SignatureJob(
+            "fill_mask", {"text": np.array([t.encode() for t in texts], object), "k": np.array(k, np.int32)}
+        )
 
     jobs = [job(TEXTS, 4), job(["none"], 2), job([], 9), job(["[MASK]"], 999), job(["a [MASK] " * 300, "[MASK]"], 1)]
     joined = served_run.answer(jobs)

@@ -145,7 +145,8 @@ def fill_in(tokenizer: Any, text: str, mask: Mask, token_id: int) -> tuple[str, 
     """The word of a token, and `text` with this word in place of a mask."""
     prefix = getattr(tokenizer.backend_tokenizer.model, "continuing_subword_prefix", None) or ""
     word = tokenizer.decode([token_id], clean_up_tokenization_spaces=False).strip()
-    begins_word = _begins_word(prefix, tokenizer.convert_ids_to_tokens(token_id))
+    token = tokenizer.convert_ids_to_tokens(token_id) or ""  # a model may have more ids than its tokenizer has tokens
+    begins_word = _begins_word(prefix, token)
     return word, _filled(text, mask.start, mask.end, word, prefix, begins_word)
 
 
