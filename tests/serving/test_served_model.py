@@ -139,7 +139,7 @@ def test_the_starting_model_of_a_run_is_loaded(finished_run: Path) -> None:
     from tf_mlm.serving.served_model import load_starting_model
 
     config = load_config(None, {"model.name": str(finished_run / "model")})
-    assert load_starting_model(config, Limits(), ["model"]).name == "model-2"
+    assert load_starting_model(config, Limits(), ["RUN"]).name == "RUN-2"
     for overrides in ({}, {"model.from_config": True}):
         with pytest.raises(Refused, match="random weights"):
             named = {"model.name": str(finished_run / "model") if overrides else ""}

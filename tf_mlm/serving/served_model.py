@@ -3,6 +3,7 @@
 A served model answers several jobs at once. Its `answer` is called in one thread only.
 """
 
+import os
 import re
 import textwrap
 from abc import ABC, abstractmethod
@@ -410,15 +411,12 @@ def load_served(name: str, limits: Limits, taken: Sequence[str] = ()) -> ServedM
     Raises:
         Refused: there is no such model, or it has no trained head.
     """
+    path = Path(name).expanduser()
+    title = _title_of(path) if path.exists() else name
+    name_in_urls = unused_name(title, taken)
     if is_saved_model(name):
-        path = Path(name).expanduser().resolve()
-        title = path.parent.name if path.name == "saved_model" else path.name
-        return ServedSavedModel(name, unused_name(title, taken), title, limits)
-    loaded = LoadedModel.load(name)
-    title = loaded.found.run.name if loaded.found.run else Path(name).expanduser().resolve().name
-    if not Path(name).expanduser().exists():
-        title = name  # on the Hub
-    return ServedWeights(loaded, unused_name(title, taken), title, limits)
+        return ServedSavedModel(name, name_in_urls, title, limits)
+    return ServedWeights(LoadedModel.load(name), name_in_urls, title, limits)
 
 
 def load_starting_model(config: Config, limits: Limits, taken: Sequence[str]) -> ServedModel:
@@ -431,8 +429,16 @@ def load_starting_model(config: Config, limits: Limits, taken: Sequence[str]) ->
         raise Refused("the run started from random weights")
     loaded = LoadedModel.of(ModelConfig(name=config.model.name, revision=config.model.revision))
     path = config.model.source.path
-    title = path.resolve().name if path else config.model.name
+    title = _title_of(path) if path else config.model.name
     return ServedWeights(loaded, unused_name(title, taken), title, limits)
+
+
+def _title_of(path: Path) -> str:
+    """The name of a directory, or of the run that it belongs to."""
+    path = path.resolve()
+    is_part_of_run = path.name in ("model", "saved_model") and (path.parent / "config.toml").is_file()
+    name = path.parent.name if is_part_of_run else path.name
+    return os.fsencode(name).decode(errors="replace")  # in a locale that is not UTF-8, it may not be valid text
 
 
 def unused_name(title: str, taken: Sequence[str]) -> str:
