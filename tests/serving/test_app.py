@@ -247,6 +247,17 @@ def test_an_error_of_the_server_has_no_details(
     assert server.client.post("/page/segments", json={"text": "a"}).status_code == 200
 
 
+def test_a_body_that_does_not_arrive_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tf_mlm.serving import service
+
+    monkeypatch.setattr(service, "_BODY_SECONDS", 0.1)
+    address = urlsplit(server.address)
+    with socket.create_connection((address.hostname, address.port)) as slow:
+        slow.sendall(b"POST /page/fill HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 50\r\n\r\n{")
+        answer = slow.recv(2000)
+    assert answer.startswith(b"HTTP/1.1 408 ") and b"did not arrive within" in answer
+
+
 def test_a_client_that_stops_sending_does_not_block_others(server: Server) -> None:
     address = urlsplit(server.address)
     with socket.create_connection((address.hostname, address.port)) as idle:

@@ -36,6 +36,7 @@ def good_requests() -> list[tuple[str, bytes]]:
             ("/page/fill", {"model": "RUN", "text": f"A {one} [MASK] {two}.", "top_k": 2}),
             ("/v1/models/RUN:predict", {"inputs": {"text": [text, f"[MASK] {one}", two], "k": 4}}),
             ("/page/score", {"model": "RUN", "text": f"The {one}."}),
+            ("/page/segments", {"text": text}),
         ]
     return [(path, json.dumps(body).encode()) for path, body in requests]
 

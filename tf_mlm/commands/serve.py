@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also answer requests to this host name; may be repeated [the --host, localhost, 127.0.0.1, [::1]]",
     )
     parser.add_argument("--batch-texts", type=int, metavar="N", help="most texts in one call of the model [32]")
-    parser.add_argument("--batch-tokens", type=int, metavar="N", help="most tokens in a batch, estimated [8192]")
+    parser.add_argument("--batch-tokens", type=int, metavar="N", help="most tokens in a batch, estimated [2048]")
     parser.add_argument(
         "--batch-wait", type=float, metavar="MS", help="longest wait for a fuller batch under load [20]"
     )

@@ -35,7 +35,7 @@ class Limits:
     numbers: int = 2**20
     waiting: int = 256
     batch_texts: int = 32
-    batch_tokens: int = 8192
+    batch_tokens: int = 2048
     batch_wait: float = 0.02
 
 

@@ -11,7 +11,7 @@ from tf_mlm.errors import Refused
 
 _STOP_SECONDS = 60  # for the requests under way when the server stops
 _KEEP_ALIVE_SECONDS = 15
-_MAX_CONNECTIONS = 2000
+_MAX_CONNECTIONS = 512  # each may hold a body of 1 MiB
 
 
 def bind(host: str, port: int) -> socket.socket:
