@@ -34,7 +34,7 @@ def test_the_wheel_has_every_module_the_recipes_and_the_command(wheel: Path) -> 
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         entry_points = archive.read(next(name for name in names if name.endswith("entry_points.txt"))).decode()
-    files = [path for path in (ROOT / "tf_mlm").rglob("*") if path.suffix in (".py", ".pyi", ".typed")]
+    files = [path for path in (ROOT / "tf_mlm").rglob("*") if path.suffix in (".py", ".pyi", ".typed", ".html")]
     expected = {path.relative_to(ROOT).as_posix() for path in [*files, ROOT / "tf_mlm" / "py.typed"]}
     expected |= {f"tf_mlm/configs/{path.name}" for path in (ROOT / "configs").glob("*.toml")}
     assert {name for name in names if ".dist-info/" not in name} == expected

@@ -21,6 +21,7 @@ from tf_mlm.commands import (
     prepare,
     probe,
     score,
+    serve,
     train,
 )
 from tf_mlm.config import suggest
@@ -39,6 +40,7 @@ COMMANDS: tuple[Any, ...] = (
     finetune,
     predict,
     export,
+    serve,
 )
 """Modules with NAME, DESCRIPTION, add_arguments(parser) and run(arguments)."""
 

@@ -81,19 +81,33 @@ def load_sequences(
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
     backend.no_truncation()
-    length = config.sequence_length
-    # "2" is the version of the layout below: change it when the written files change.
-    layout = ("2", fingerprint, backend.to_str(), length, config.line_by_line, config.overflow)
-    key = Hasher.hash((*layout, "document_starts") if config.isolate_documents else layout)
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "tf_mlm" / f"sequences-{key}"
+    folder = _cache_folder(fingerprint, tokenizer, config)
     if not folder.exists():  # checked before locking, so that a read-only cache works
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _waiting_for(filelock.FileLock(f"{folder}.lock"), description, config.wait_minutes):
             if not folder.exists():  # another process may have written it meanwhile
                 _write(folder, documents, tokenizer, config, description)
-    sequences = read_sequences(folder, length)
+    sequences = read_sequences(folder, config.sequence_length)
     require_text(sequences, description)
     return sequences
+
+
+def find_cached_sequences(fingerprint: str, tokenizer: PreTrainedTokenizerFast, config: DataConfig) -> Sequences | None:
+    """The result of `load_sequences` if it is in the cache, without the documents; None otherwise.
+
+    Args:
+        tokenizer: one that does not truncate or pad.
+    """
+    folder = _cache_folder(fingerprint, tokenizer, config)
+    return read_sequences(folder, config.sequence_length) if folder.exists() else None
+
+
+def _cache_folder(fingerprint: str, tokenizer: PreTrainedTokenizerFast, config: DataConfig) -> Path:
+    # "2" is the version of the layout: change it when the files that `write_sequences` writes change.
+    settings = tokenizer.backend_tokenizer.to_str()
+    layout = ("2", fingerprint, settings, config.sequence_length, config.line_by_line, config.overflow)
+    key = Hasher.hash((*layout, "document_starts") if config.isolate_documents else layout)
+    return Path(datasets.config.HF_DATASETS_CACHE) / "tf_mlm" / f"sequences-{key}"
 
 
 @contextlib.contextmanager

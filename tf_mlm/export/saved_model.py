@@ -26,18 +26,31 @@ _DEFAULT_K = tf.constant(5)  # a SavedModel records a default only if it is a te
 def export_saved_model(model: Any, tokenizer: Any, folder: Path) -> str:
     """Write a masked language model to `folder` as a SavedModel that TensorFlow alone can load.
 
-    Signatures; input_ids and attention_mask are int32 [batch, length], all outputs are float32:
-        fill_mask: see `_build_fill_mask`; only for models with BERT's WordPiece tokenizer.
-        encode: input_ids and attention_mask to last_hidden_state [batch, length, dim] and mean_pooled [batch, dim],
-            the mean over the tokens of attention_mask.
-        logits: input_ids and attention_mask to logits [batch, length, vocabulary].
-        serving_default: fill_mask, or logits if there is no fill_mask.
-
     Returns:
         Why there is no fill_mask, as a sentence; "" if there is one.
 
     Raises:
         OSError: the files cannot be written.
+    """
+    module, signatures = build_signatures(model, tokenizer)
+    with as_os_error(tf.errors.OpError):
+        tf.saved_model.save(module, str(folder), signatures=signatures)
+    obstacle = why_not_in_graph(tokenizer)
+    return obstacle and (
+        f"The SavedModel takes ids, not strings, because {obstacle}. "
+        "Use the tokenizer in the model's directory; the signatures are logits and encode."
+    )
+
+
+def build_signatures(model: Any, tokenizer: Any) -> tuple[tf.Module, dict[str, Any]]:
+    """The functions of the SavedModel by name, and the object that owns their variables.
+
+    input_ids and attention_mask are int32 [batch, length], all outputs are float32:
+        fill_mask: see `_build_fill_mask`; only for models with BERT's WordPiece tokenizer.
+        encode: input_ids and attention_mask to last_hidden_state [batch, length, dim] and mean_pooled [batch, dim],
+            the mean over the tokens of attention_mask.
+        logits: input_ids and attention_mask to logits [batch, length, vocabulary].
+        serving_default: fill_mask, or logits if there is no fill_mask.
     """
     encoder = getattr(model, model.base_model_prefix)
 
@@ -55,17 +68,11 @@ def export_saved_model(model: Any, tokenizer: Any, folder: Path) -> str:
     module = tf.Module()
     module.weights = model.weights  # saved once for all signatures
     signatures = {"serving_default": logits, "logits": logits, "encode": encode}
-    obstacle = why_not_in_graph(tokenizer)
-    if not obstacle:
+    if not why_not_in_graph(tokenizer):
         module.tokenizer = GraphTokenizer(tokenizer)
         fill_mask = _build_fill_mask(model, tokenizer, module.tokenizer)
         signatures |= {"serving_default": fill_mask, "fill_mask": fill_mask}
-    with as_os_error(tf.errors.OpError):
-        tf.saved_model.save(module, str(folder), signatures=signatures)
-    return obstacle and (
-        f"The SavedModel takes ids, not strings, because {obstacle}. "
-        "Use the tokenizer in the model's directory; the signatures are logits and encode."
-    )
+    return module, signatures
 
 
 def _build_fill_mask(model: Any, tokenizer: Any, graph_tokenizer: GraphTokenizer) -> Any:

@@ -3,7 +3,7 @@
 import functools
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,9 +85,25 @@ def load_served_filler(folder: str) -> Filler:
     Raises:
         Refused: it cannot be loaded, or takes no strings.
     """
+    signatures, prefix = load_signatures(folder)
+
+    def fill(sentence: str, top_k: int) -> list[list[Fill]]:
+        k = tf.constant(min(top_k, tf.int32.max))
+        answers = signatures["fill_mask"](text=tf.constant([sentence]), k=k)
+        return read_fills(sentence, prefix, {name: value.numpy()[0] for name, value in answers.items()})
+
+    return fill
+
+
+def load_signatures(folder: str) -> tuple[Any, str]:
+    """The signatures of a SavedModel by name, and the prefix of the tokens that continue a word.
+
+    Raises:
+        Refused: it cannot be loaded, or takes no strings.
+    """
     try:
         saved_model = tf.saved_model.load(folder)
-        signatures = set(saved_model.signatures)
+        signatures = saved_model.signatures
         prefix = saved_model.tokenizer.continuing_subword_prefix.numpy().decode() if "fill_mask" in signatures else ""
     except Exception as error:  # TensorFlow's readers and parsers raise many types
         reason = " ".join(str(error).split())[:300]
@@ -97,7 +113,7 @@ def load_served_filler(folder: str) -> Filler:
             f"{folder}: this SavedModel takes no strings (it has no signature fill_mask, only "
             f"{', '.join(sorted(signatures)) or 'none'}); pass the run or the model directory that it was exported from"
         )
-    return functools.partial(_fill_masks_served, saved_model.signatures["fill_mask"], prefix)
+    return signatures, prefix
 
 
 def answer(fill: Filler, sentence: str, top_k: int) -> Answer:
@@ -115,17 +131,23 @@ def fill_masks(model: Any, tokenizer: Any, sentence: str, top_k: int) -> list[li
     """See `Filler`."""
     text, input_ids, masks = find_masks(model, tokenizer, sentence)
     probabilities = predict_probabilities(model, input_ids, np.array([mask.position for mask in masks]))
+    return [
+        [
+            Fill(word, float(row[token_id]), filled)
+            for token_id in np.argsort(-row, kind="stable")[:top_k].tolist()
+            for word, filled in [fill_in(tokenizer, text, mask, token_id)]
+        ]
+        for mask, row in zip(masks, probabilities, strict=True)
+    ]
+
+
+def fill_in(tokenizer: Any, text: str, mask: Mask, token_id: int) -> tuple[str, str]:
+    """The word of a token, and `text` with this word in place of a mask."""
     prefix = getattr(tokenizer.backend_tokenizer.model, "continuing_subword_prefix", None) or ""
-    fills = []
-    for mask, row in zip(masks, probabilities, strict=True):
-        best = []
-        for token_id in np.argsort(-row, kind="stable")[:top_k].tolist():
-            word = tokenizer.decode([token_id], clean_up_tokenization_spaces=False).strip()
-            begins_word = _begins_word(prefix, tokenizer.convert_ids_to_tokens(token_id))
-            filled = _filled(text, mask.start, mask.end, word, prefix, begins_word)
-            best.append(Fill(word, float(row[token_id]), filled))
-        fills.append(best)
-    return fills
+    word = tokenizer.decode([token_id], clean_up_tokenization_spaces=False).strip()
+    token = tokenizer.convert_ids_to_tokens(token_id) or ""  # a model may have more ids than its tokenizer has tokens
+    begins_word = _begins_word(prefix, token)
+    return word, _filled(text, mask.start, mask.end, word, prefix, begins_word)
 
 
 def find_masks(model: Any, tokenizer: Any, sentence: str) -> MaskedText:
@@ -160,19 +182,27 @@ def predict_probabilities(model: Any, input_ids: np.ndarray, positions: np.ndarr
     return probabilities / probabilities.sum(-1, keepdims=True)
 
 
-def _fill_masks_served(fill_mask: Any, prefix: str, sentence: str, top_k: int) -> list[list[Fill]]:
-    k = tf.constant(min(top_k, tf.int32.max))
-    answers = fill_mask(text=tf.constant([sentence]), k=k)
-    tokens, probabilities, (status,) = (answers[name].numpy() for name in ("tokens", "probabilities", "status"))
+def read_fills(sentence: str, prefix: str, outputs: Mapping[str, Any]) -> list[list[Fill]]:
+    """`Answer.fills` from the outputs of the signature fill_mask for one sentence of a batch.
+
+    Args:
+        prefix: prefix of the tokens that continue a word.
+        outputs: tokens and probabilities, [masks, k], which may be padded after the last mask, and num_masks and
+            status, scalars.
+
+    Raises:
+        Refused: the sentence has no mask or too many tokens.
+    """
     masks = [match.span() for match in re.finditer(re.escape(MASK), sentence)]
-    if status == TOO_LONG:
+    if outputs["status"] == TOO_LONG:
         raise Refused(
             f"fill-mask: the sentence {sentence[:40]!r}… has more tokens than the model has positions; shorten it"
         )
-    if status == NO_MASK or len(masks) != tokens.shape[1]:
+    if outputs["status"] == NO_MASK or len(masks) != outputs["num_masks"]:
         raise _no_mask(sentence)
     fills = []
-    for (start, end), words, row in zip(masks, tokens[0].tolist(), probabilities[0].tolist(), strict=True):
+    tokens, probabilities = outputs["tokens"].tolist(), outputs["probabilities"].tolist()
+    for (start, end), words, row in zip(masks, tokens, probabilities, strict=False):
         best = []
         for word, probability in zip(map(bytes.decode, words), row, strict=True):
             filled = _filled(sentence, start, end, word, prefix, begins_word=not word.startswith(prefix))

@@ -46,6 +46,15 @@ class LoadedModel:
         found = find_model(str(name))
         return cls(*load_trained(found.model), found)
 
+    @classmethod
+    def of(cls, config: ModelConfig) -> "LoadedModel":
+        """Load the pretrained model that the settings of a training name.
+
+        Raises:
+            Refused: as `load`.
+        """
+        return cls(*load_trained(config.name, revision=config.revision), FoundModel(config.name))
+
     @overload
     def fill(self, texts: str | Sequence[str], top_k: int = 5) -> list[Answer]: ...
 

@@ -137,12 +137,11 @@ def tokenize_text(tokenizer: Any, text: str, max_length: int) -> TokenizedText:
     if not positions:
         raise Refused(f"score: {_shorten(text)} has no ordinary token; pass a text with at least one word")
     _, words = np.unique([encoding.word_ids[position] for position in positions], return_inverse=True)
-    spans = []
-    for word in range(words[-1] + 1):
-        offsets = [
-            encoding.offsets[position] for position, other in zip(positions, words, strict=True) if other == word
-        ]
-        spans.append(_strip(text, min(start for start, _ in offsets), max(end for _, end in offsets)))
+    offsets = np.array([encoding.offsets[position] for position in positions])
+    starts, ends = np.full(words[-1] + 1, len(text)), np.zeros(words[-1] + 1, int)
+    np.minimum.at(starts, words, offsets[:, 0])
+    np.maximum.at(ends, words, offsets[:, 1])
+    spans = [_strip(text, start, end) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
     return TokenizedText(text, input_ids, np.array(positions), words, spans)
 
 

@@ -169,19 +169,20 @@ def load_model_config(config: ModelConfig) -> PretrainedConfig:
 
 
 def load_trained(
-    name: str, *, sequence_length: int = 1, policy: str = "float32"
+    name: str, *, revision: str = "", sequence_length: int = 1, policy: str = "float32"
 ) -> tuple[MaskedLanguageModel, "PreTrainedTokenizerFast"]:
     """A trained model and its tokenizer, for the commands that use one.
 
     Args:
         name: a model directory or a Hub name.
+        revision: branch, tag or commit on the Hub; "" is the default branch.
         sequence_length: minimum number of tokens that the model must accept.
         policy: name of the Keras precision policy of its layers; the global policy does not change.
 
     Raises:
         Refused: as `load_model`, or weights of the head are missing.
     """
-    pretrained = PretrainedModel.named(name)
+    pretrained = PretrainedModel.named(name, revision)
     model_config = _load_config(pretrained)
     if objective_of(model_config):
         raise pretrained.refusal(

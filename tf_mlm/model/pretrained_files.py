@@ -44,13 +44,13 @@ class PretrainedModel:
         return cls._checked(cls(config.source, config.revision, "model.name"))
 
     @classmethod
-    def named(cls, name: str) -> "PretrainedModel":
+    def named(cls, name: str, revision: str = "") -> "PretrainedModel":
         """The model that an argument of a command names.
 
         Raises:
             Refused: it is a path that does not exist.
         """
-        return cls._checked(cls(hub.Source.of(name)))
+        return cls._checked(cls(hub.Source.of(name), revision))
 
     @staticmethod
     def _checked(model: "PretrainedModel") -> "PretrainedModel":

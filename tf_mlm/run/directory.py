@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+LOCKS = Path("/proc/locks")
+_QUIET_SECONDS = 600
+
+
 class RunDirectory:
     """The directory of one run. Its lock is held until `release` or the end of the process."""
 
@@ -111,6 +115,20 @@ class RunDirectory:
                 return False
         except filelock.Timeout:
             return True
+
+    def is_training(self) -> bool:
+        """Whether a process is training in this directory, without taking the lock, which would disturb its start.
+
+        On Linux, from the list of held locks; on other systems, whether metrics.jsonl changed in the last 10 minutes.
+        """
+        try:
+            if LOCKS.exists():
+                inode = os.stat(self.path / ".lock").st_ino
+                held = (line.split() for line in LOCKS.read_text().splitlines())
+                return any(fields[1] == "FLOCK" and fields[5].rpartition(":")[2] == str(inode) for fields in held)
+            return time.time() - self.metrics_path.stat().st_mtime < _QUIET_SECONDS
+        except FileNotFoundError:
+            return False
 
     def release(self) -> None:
         self._lock.release()
@@ -205,6 +223,13 @@ class RunDirectory:
         """Record `environment`, with the curve of the run and the directory that the curve belongs to."""
         run = {"curve": _as_text(self.choose_curve()), "directory": _as_text(self.path.resolve())}
         write_atomically(self.environment_path, dump_json(environment | run, indent=2) + "\n")
+
+    @property
+    def validation_fingerprint(self) -> str:
+        """The hash of the validation documents; "" if the run has recorded none."""
+        data = self._read_environment().get("data", {})
+        parts = str(data.get("fingerprint", "")).split("-")  # training, validation, and the datasets of a mixture
+        return parts[1] if len(parts) > 1 else ""
 
     def _read_environment(self) -> dict[str, Any]:
         if not self.environment_path.exists():
