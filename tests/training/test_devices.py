@@ -90,10 +90,15 @@ def test_four_devices_give_the_losses_of_one_device(one_device: list[dict[str, A
 
 
 def test_gradients_can_be_exchanged_in_bfloat16(one_device: list[dict[str, Any]], tmp_path: Path) -> None:
-    events = train(tmp_path, 2, "--distribution.gradient_precision", "bfloat16")
-    losses, same = validation_losses(events), validation_losses(one_device)
-    assert max(abs(a / b - 1) for a, b in zip(losses, same, strict=True)) > 1e-4  # more than the rounding of float32
-    np.testing.assert_allclose(losses, same, rtol=1e-2)
+    """The losses differ more from those of one device than with an exchange in float32, but little."""
+    expected = validation_losses(one_device)
+
+    def difference(name: str, *flags: str) -> float:
+        losses = validation_losses(train(tmp_path / name, 2, *flags))
+        return max(abs(loss / same - 1) for loss, same in zip(losses, expected, strict=True))
+
+    rounded = difference("bfloat16", "--distribution.gradient_precision", "bfloat16")
+    assert 5 * difference("float32") < rounded < 1e-2
 
 
 def test_a_batch_that_cannot_be_divided_among_the_devices_is_refused(tmp_path: Path) -> None:
