@@ -110,8 +110,8 @@ class DataConfig:
     )
     streaming: bool = _setting(
         False,
-        "tokenize the training documents while training, without storing them; requires training.num_train_steps and "
-        "training.validate_every_steps, ignores num_train_sequences",
+        "read and tokenize the training documents during training, without storing them; requires "
+        "training.num_train_steps and training.validate_every_steps; ignores num_train_sequences",
     )
     shuffle_buffer_size: int = _setting(
         10_000, "with streaming: number of consecutive sequences that are shuffled together in memory", ge=1
@@ -207,7 +207,9 @@ class TrainingConfig:
     epochs: int = _setting(20, "passes over the training sequences", ge=1)
     num_train_steps: int = _setting(0, "number of updates; overrides epochs; 0 uses epochs", ge=0)
     validate_every_steps: int = _setting(
-        0, "with data.streaming: updates between two validations, reported as one epoch", ge=0
+        0,
+        "with data.streaming: number of updates between two validations, reported as an epoch",
+        ge=0,
     )
     batch_size: int = _setting(32, "sequences per update", ge=1)
     accumulate_steps: int = _setting(
@@ -318,8 +320,8 @@ def check_new_run(config: Config) -> None:
     """Check what `load_config` accepts, so that older runs can be read, but a new run should not be started with.
 
     Raises:
-        Refused: a setting that has an effect in masked language modeling alone is set for another objective, or the
-            settings of a stream are incomplete or contradict others.
+        Refused: a setting that applies only to masked language modeling is set for another objective, or the settings
+            of a stream are incomplete or contradict each other.
     """
     if config.objective.name != "masked":
         names = [name for name in setting_fields() if name.startswith("masking.")]

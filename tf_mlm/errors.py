@@ -49,9 +49,9 @@ class Interrupted(Exception):
 
 @contextlib.contextmanager
 def refusing_setting(name: str) -> Iterator[None]:
-    """Name the setting `name` in a refusal of a dataset that is not that of `data.dataset`.
+    """Put the setting `name` into an error about a dataset other than `data.dataset`.
 
-    The default settings apply to such a dataset, so an advice to change a setting is replaced.
+    The default settings apply to such a dataset, so advice to change another setting is replaced.
     """
     try:
         yield

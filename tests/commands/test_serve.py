@@ -56,7 +56,7 @@ def test_sigterm_finishes_the_requests_under_way(finished_run: Path) -> None:
     assert answer.status_code == 200
     assert [each["token"] for each in answer.json()] == [each["token"] for each in expected]
     assert server.process.returncode == 0
-    assert out.splitlines()[-1] == f"serving    {server.address}  (Ctrl+C stops)"
+    assert out.splitlines()[-1] == f"serving    {server.address}  (Ctrl-C stops)"
     assert err == ""
 
 
@@ -90,7 +90,7 @@ def test_what_cannot_be_served_is_refused_in_one_line(
     with socket.create_server(("127.0.0.1", 0)) as used:
         port = str(used.getsockname()[1])
         line = refusal(capsys, finished_run, "--port", port)
-    assert f"--port {port}: Address already in use; choose another --port" in line
+    assert f"--port {port}: Address already in use; pass another --port or --host" in line
     assert "--port 65536: must be from 0 to 65535" in refusal(capsys, finished_run, "--port", "65536")
     assert "--host 192.0.2.1" in refusal(capsys, finished_run, "--host", "192.0.2.1")
     assert "--allow-host '*'" in refusal(capsys, finished_run, "--allow-host", "*")

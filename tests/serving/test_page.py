@@ -244,10 +244,10 @@ def test_a_click_on_a_fill_puts_it_into_its_mask(open_page: Open, address: str) 
     expect(text_of(page)).to_have_value("A [MASK] and a place.")
 
 
-def test_a_mask_without_a_known_word_takes_the_likeliest_fill(open_page: Open, address: str) -> None:
+def test_a_mask_without_a_known_word_takes_the_most_likely_fill(open_page: Open, address: str) -> None:
     page = open_page(address, text="A great [MASK].")
     expect(fills(page, "adapted")).to_have_count(5)
-    chip(page, "[MASK] 1: Put in the likeliest fill").click()
+    chip(page, "[MASK] 1: Insert the most likely fill").click()
     expect(text_of(page)).to_have_value("A great film.")
 
 

@@ -35,12 +35,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="also answer requests to this host name; may be repeated [the --host, localhost, 127.0.0.1, [::1]]",
     )
-    parser.add_argument("--batch-texts", type=int, metavar="N", help="most texts in one call of the model [32]")
-    parser.add_argument("--batch-tokens", type=int, metavar="N", help="most tokens in a batch, estimated [2048]")
+    parser.add_argument("--batch-texts", type=int, metavar="N", help="maximum number of texts in a batch [32]")
+    parser.add_argument("--batch-tokens", type=int, metavar="N", help="maximum of estimated tokens in a batch [2048]")
     parser.add_argument(
         "--batch-wait", type=float, metavar="MS", help="longest wait for a fuller batch under load [20]"
     )
-    parser.add_argument("--max-waiting", type=int, metavar="N", help="most waiting requests; others get 429 [256]")
+    parser.add_argument(
+        "--max-waiting",
+        type=int,
+        metavar="N",
+        help="maximum number of waiting requests; others get 429 [256]",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -54,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not 0 <= arguments.port <= 65535:
         raise Refused(f"--port {arguments.port}: must be from 0 to 65535")
     if wrong := [host for host in arguments.allow_host if "*" in host or not host]:
-        raise Refused(f"--allow-host {wrong[0]!r}: must be a host name without a wildcard and a port")
+        raise Refused(f"--allow-host {wrong[0]!r}: must be a host name without a wildcard")
     names = [arguments.model, *([arguments.other] if arguments.other is not None else [])]
     sources = [name if is_saved_model(name) else find_model(name).model for name in names]
     with bind(arguments.host, arguments.port) as bound:
@@ -76,7 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
                 "it answers requests to localhost, this address and each --allow-host NAME",
                 file=sys.stderr,
             )
-        print(f"serving    http://{_in_url(arguments.host)}:{bound.getsockname()[1]}/  (Ctrl+C stops)", flush=True)
+        print(f"serving    http://{_in_url(arguments.host)}:{bound.getsockname()[1]}/  (Ctrl-C stops)", flush=True)
         serve(app, bound, service.refuse_new)
 
 

@@ -163,7 +163,8 @@ class _Examples(Dataset):
 
     @staticmethod
     def _get_output_signature(dataset: "_Examples", *arguments: Any, **options: Any) -> Any:
-        # The library collates a random row, and a stream must be read up to that row: choose it in the first batch.
+        # The library collates a random row to find the dtypes. A stream would be read up to that row, so offer only the
+        # first batch.
         first = copy.copy(dataset)
         first._data = dataset._data.slice(0, dataset._share.num_rows)
         return Dataset._get_output_signature(first, *arguments, **options)

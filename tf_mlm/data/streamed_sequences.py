@@ -87,7 +87,7 @@ class _Position:
 
 
 class StreamedSequences:
-    """Sequences by number, as arrays that read the stream. They have the attributes of `Sequences`.
+    """Training sequences, indexed by their numbers and read from the stream on access.
 
     A sequence that is no longer in memory is read again, from the last known position before it.
 
@@ -150,7 +150,10 @@ class StreamedSequences:
                 self._calls.notify_all()
 
     def end_calls(self) -> None:
-        """End the calls of TensorFlow's threads. Python aborts if it ends while such a thread runs Python code."""
+        """Wait for the calls of TensorFlow's threads, and make later ones fail.
+
+        Python aborts if it ends while such a thread runs Python code.
+        """
         self.error = self.error or RuntimeError("the process is ending")
         with self._calls:
             was_idle = not self._num_calls
@@ -191,8 +194,8 @@ class StreamedSequences:
             except BaseException as error:
                 future.set_exception(error)
 
-        # Not a daemon thread, which TensorFlow's threads start by default: Python aborts if it ends while a daemon
-        # thread runs the tokenizer.
+        # TensorFlow's threads start daemon threads by default. This must not be one: Python aborts if it ends while a
+        # daemon thread runs the tokenizer.
         threading.Thread(target=read, daemon=False).start()
         return future
 

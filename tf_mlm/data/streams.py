@@ -18,7 +18,7 @@ from tf_mlm.data.local_files import find_split_files
 from tf_mlm.data.readers import find_text_column, read_documents
 from tf_mlm.errors import Refused
 
-_CHARACTERS_PER_TOKEN = 4  # English prose in WordPiece; twice the characters that the validation needs are kept
+_CHARACTERS_PER_TOKEN = 4  # for English prose in WordPiece; twice the text is kept, in case the estimate is too low
 _CHARACTERS_READ = 2**26  # validation documents are drawn from this much text
 
 

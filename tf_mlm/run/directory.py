@@ -117,7 +117,7 @@ class RunDirectory:
             return True
 
     def is_training(self) -> bool:
-        """Whether a process is training in this directory, without taking the lock, which would disturb its start.
+        """Whether a process is training in this directory. Does not take the lock: a run that starts now would fail.
 
         On Linux, from the list of held locks; on other systems, whether metrics.jsonl changed in the last 10 minutes.
         """

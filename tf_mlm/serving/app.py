@@ -161,7 +161,7 @@ def path_of(route: BaseRoute) -> str:
 
 
 class _SameOrigin:
-    """Refuses requests of pages of other origins, which a browser would send although it hides the answers."""
+    """Refuses requests from pages of other origins. A browser sends these, although it hides the answers."""
 
     def __init__(self, app: ASGIApp):
         self._app = app
@@ -171,7 +171,7 @@ class _SameOrigin:
             headers = Headers(scope=scope)
             origin = headers.get("origin")
             if origin is not None and urlsplit(origin).netloc != headers.get("host"):
-                refusal = error_response(RequestError("Requests of pages of other origins are not allowed.", 403))
+                refusal = error_response(RequestError("Requests from pages of other origins are not allowed.", 403))
                 await refusal(scope, receive, send)
                 return
         await self._app(scope, receive, send)

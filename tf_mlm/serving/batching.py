@@ -31,9 +31,9 @@ class Job(Protocol):
 class Batcher:
     """The queue of one model. All methods must be called in the event loop.
 
-    A batch begins as soon as the model is free. Under load, requests therefore collect while the batch before is being
-    computed. If that batch had several requests, the next one waits for as many, at most `limits.batch_wait`: clients
-    that send their next request after an answer stay together.
+    A batch starts when the model is free, so requests collect while the previous batch is computed. If the previous
+    batch had several requests, the next one waits for as many, at most `limits.batch_wait`. Clients that send one
+    request after the other then share batches.
     """
 
     def __init__(

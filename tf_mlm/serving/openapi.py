@@ -58,7 +58,7 @@ def describe_api() -> dict[str, Any]:
         },
         "/page/fill": {
             "post": _post(
-                "The likeliest tokens of each mask",
+                "The most likely tokens of each mask",
                 _object(model=_STRING, text=_STRING, top_k=_INTEGER, required=["model", "text"]),
                 _object(masks=_list(_object(fills=_list(page_fill)))),
             )

@@ -15,7 +15,7 @@ class Limits:
         characters: length of a text.
         texts: texts of a request.
         masks: masks of a text.
-        top_k: likeliest tokens of a mask, and targets.
+        top_k: most likely tokens of a mask, and targets.
         scored_tokens: tokens of a text to score; each of them is masked in a copy of the text.
         ids: token ids of a request to the signatures that take ids.
         numbers: numbers in an answer.

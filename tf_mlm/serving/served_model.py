@@ -145,7 +145,7 @@ class ServedModel(ABC):
         self.limits = limits
 
     def warm_up(self) -> None:
-        """Trace the functions, which would delay the first request."""
+        """Trace the functions, so that the first request is not delayed."""
         self.answer([FillJob(self.mask_token, 1), ScoreJob("a")])
 
     def answer(self, jobs: Sequence[Any]) -> list[Any]:
@@ -226,7 +226,9 @@ class ServedWeights(ServedModel):
         super().__init__(name, title, limits)
         self.loaded = loaded
         self._model, self._tokenizer = loaded.model, loaded.tokenizer
-        self._tokenizer("a")  # removes a truncation; afterwards no call changes the tokenizer, as threads require
+        self._tokenizer(
+            "a"
+        )  # resets truncation; after that, no call changes the tokenizer, so that threads can share it
         self.mask_token = str(self._tokenizer.mask_token)
         self._num_positions = max_sequence_length(self._model.config)
         self.max_tokens = self._num_positions
@@ -392,7 +394,7 @@ class ServedSavedModel(ServedModel):
     def _why_not(self, job: FillJob) -> RequestError | None:
         if job.targets is not None:
             return RequestError(
-                f"targets: {self.name} is a SavedModel, which returns only the likeliest tokens; omit it"
+                f"targets: {self.name} is a SavedModel, which returns only the most likely tokens; omit it"
             )
         if (num_masks := job.text.count(MASK)) > self.limits.masks:
             return RequestError(f"The text has {num_masks} masks, and at most {self.limits.masks} are allowed.")

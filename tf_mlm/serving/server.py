@@ -9,7 +9,7 @@ from starlette.applications import Starlette
 
 from tf_mlm.errors import Refused
 
-_STOP_SECONDS = 60  # for the requests under way when the server stops
+_STOP_SECONDS = 60  # for the requests in progress when the server stops
 _KEEP_ALIVE_SECONDS = 15
 _MAX_CONNECTIONS = 512  # each may hold a body of 1 MiB
 
@@ -33,7 +33,7 @@ def bind(host: str, port: int) -> socket.socket:
         bound.bind(address)
     except OSError as error:
         bound.close()
-        raise Refused(f"--host {host} --port {port}: {error.strerror}; choose another --port") from None
+        raise Refused(f"--host {host} --port {port}: {error.strerror}; pass another --port or --host") from None
     return bound
 
 

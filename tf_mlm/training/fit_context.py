@@ -74,7 +74,7 @@ class FitContext:
         ]
 
     def _evaluate_second(self) -> dict[str, float | None] | None:
-        # A signal ends this validation as it ends the first one. The resumed run repeats both.
+        # A signal stops this validation like the first one. The resumed run repeats both.
         stop = keras.callbacks.LambdaCallback(on_test_batch_end=self._checkpoints.on_test_batch_end)
         return self._job.evaluate_second([stop])
 
