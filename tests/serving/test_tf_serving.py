@@ -170,7 +170,10 @@ def test_paths_have_the_errors_of_tf_serving(server: Server, method: str, path: 
             {"signature_name": "logits", "inputs": {"input_ids": [[1, 2], 3], "attention_mask": [[1, 1], [1, 1]]}},
             "found at incorrect level: 2",
         ),
-        ({"signature_name": "logits", "inputs": IDS | {"input_ids": [[2, 99_999, 4, 3]] * 2}}, "99999 is not in"),
+        (
+            {"signature_name": "logits", "inputs": IDS | {"input_ids": [[2, 99_999, 4, 3]] * 2}},
+            "99999",
+        ),  # two operations refuse it; either is first
         ({"signature_name": "logits", "inputs": IDS | {"attention_mask": [[1, 1]]}}, "The inputs do not fit the model"),
     ],
 )
