@@ -11,13 +11,16 @@ from tf_mlm.serving.batching import Batcher
 from tf_mlm.serving.requests import Limits, RequestError
 
 
-@dataclass
+@dataclass(eq=False)
 class Ask:
-    """A job whose result is ten times its number."""
+    """A job whose result is ten times its number. Like a job with arrays, it cannot be compared."""
 
     number: int
     num_texts: int = 1
     num_tokens: int = 1
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("the truth value of an array is ambiguous")
 
 
 class Model:
@@ -120,17 +123,18 @@ def test_a_full_queue_refuses_with_a_reason() -> None:
     assert running(Limits(waiting=2), test).batches == [[0], [1, 2], [4]]
 
 
-def test_a_cancelled_request_is_dropped_and_frees_its_place() -> None:
+@pytest.mark.parametrize("cancelled", [0, 1])
+def test_a_cancelled_request_is_dropped_and_frees_its_place(cancelled: int) -> None:
     async def test(batcher: Batcher, model: Model) -> None:
         async with waiting(batcher, Ask(1), Ask(2)) as tasks:
-            tasks[0].cancel()
+            tasks[cancelled].cancel()
             await asyncio.sleep(0)
             assert batcher.num_waiting == 1
             async with waiting(batcher, Ask(3)) as others:
                 model.gate.set()
-                assert await asyncio.gather(tasks[1], *others) == [20, 30]
+                assert await asyncio.gather(tasks[1 - cancelled], *others) == [20 - 10 * cancelled, 30]
 
-    assert running(Limits(waiting=2), test).batches == [[0], [2, 3]]
+    assert running(Limits(waiting=2), test).batches == [[0], [2 - cancelled, 3]]
 
 
 def test_a_request_that_is_cancelled_in_its_batch_does_not_disturb_it() -> None:

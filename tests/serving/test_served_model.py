@@ -62,6 +62,14 @@ def test_bad_texts_do_not_affect_the_others(served: Any) -> None:
     assert len(results[8]) == 2
 
 
+def test_a_large_answer_and_a_long_text_without_a_mask_are_refused_with_the_reason(served: Any) -> None:
+    from tf_mlm.serving.served_model import FillJob
+
+    spaces, without = served.answer([FillJob(" " * 19_000 + "[MASK] [MASK] [MASK]", 100), FillJob("film " * 99, 5)])
+    assert "at most 4,194,304 are allowed; shorten the text or lower top_k" in str(spaces)
+    assert str(without).endswith("has no [MASK]; write [MASK] in place of a word")
+
+
 def test_targets_are_ordered_by_their_probability(served: Any) -> None:
     from tf_mlm.serving.served_model import FillJob
 

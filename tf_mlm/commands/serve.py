@@ -85,6 +85,9 @@ def run(arguments: argparse.Namespace) -> None:
         serve(app, bound, service.refuse_new)
 
 
+_LONGEST_WAIT = 10_000  # a stopping server waits as long for the last batch
+
+
 def _limits(arguments: argparse.Namespace) -> "Limits":
     from tf_mlm.serving.requests import Limits
 
@@ -99,6 +102,8 @@ def _limits(arguments: argparse.Namespace) -> "Limits":
         if value is not None:
             if not value >= least:
                 raise Refused(f"--{flag.replace('_', '-')} {value}: must be at least {least}")
+            if flag == "batch_wait" and value > _LONGEST_WAIT:
+                raise Refused(f"--batch-wait {value}: must be at most {_LONGEST_WAIT} milliseconds")
             limits[name] = value / 1000 if flag == "batch_wait" else value
     return Limits(**limits)
 

@@ -224,7 +224,8 @@ def _filled(text: str, start: int, end: int, word: str, prefix: str, begins_word
 
 
 def _no_mask(sentence: str) -> Refused:
-    return Refused(f"fill-mask: {sentence!r} has no {MASK}; write {MASK} in place of a word")
+    shown = repr(sentence) if len(sentence) <= 80 else f"{sentence[:80]!r}…"
+    return Refused(f"fill-mask: {shown} has no {MASK}; write {MASK} in place of a word")
 
 
 def describe_answer(answer: Answer) -> str:

@@ -98,8 +98,8 @@ class Batcher:
         try:
             return await entry[1]
         except asyncio.CancelledError:
-            with contextlib.suppress(ValueError):  # its batch may have begun
-                self._waiting.remove(entry)
+            # By identity: jobs contain arrays, which cannot be compared. Its batch may have begun.
+            self._waiting = collections.deque(each for each in self._waiting if each is not entry)
             raise
 
     async def _run(self) -> None:

@@ -19,6 +19,7 @@ class Limits:
         scored_tokens: tokens of a text to score; each of them is masked in a copy of the text.
         ids: token ids of a request to the signatures that take ids.
         numbers: numbers in an answer.
+        answer_characters: characters of all fills of a text; each fill repeats the text.
         waiting: requests to a model that wait for their batch; further ones are refused.
         batch_texts: texts of a batch.
         batch_tokens: tokens of a batch, estimated from the lengths of the texts. A larger request is a batch alone.
@@ -33,6 +34,7 @@ class Limits:
     scored_tokens: int = 128
     ids: int = 8192
     numbers: int = 2**20
+    answer_characters: int = 2**22
     waiting: int = 256
     batch_texts: int = 32
     batch_tokens: int = 2048

@@ -262,8 +262,9 @@ class ServedWeights(ServedModel):
         for number, job in enumerate(jobs):
             try:
                 text = self._find_masks(job.text)
+                check_answer(job, len(text.masks), self.limits)
                 if job.targets is not None:
-                    targets[number] = [self._find_token(target) for target in dict.fromkeys(job.targets)]
+                    targets[number] = list(dict.fromkeys(map(self._find_token, job.targets)))
                 texts[number] = text
             except (Refused, RequestError) as error:
                 results[number] = as_request_error(error)
@@ -398,6 +399,10 @@ class ServedSavedModel(ServedModel):
             )
         if (num_masks := job.text.count(MASK)) > self.limits.masks:
             return RequestError(f"The text has {num_masks} masks, and at most {self.limits.masks} are allowed.")
+        try:
+            check_answer(job, num_masks, self.limits)
+        except RequestError as error:
+            return error
         return None
 
     def _score(self, jobs: list[ScoreJob]) -> list[Any]:
@@ -448,6 +453,18 @@ def unused_name(title: str, taken: Sequence[str]) -> str:
     name = re.sub(r"[^\w.-]+", "-", title.rpartition("/")[2]) or "model"
     numbered = (name if number == 1 else f"{name}-{number}" for number in range(1, len(taken) + 2))
     return next(each for each in numbered if each not in taken)
+
+
+def check_answer(job: FillJob, num_masks: int, limits: Limits) -> None:
+    """
+    Raises:
+        RequestError: the fills, which repeat the text, would be too large.
+    """
+    if (size := num_masks * job.top_k * len(job.text)) > limits.answer_characters:
+        raise RequestError(
+            f"The answer would have {size:,} characters, and at most {limits.answer_characters:,} are allowed; shorten "
+            "the text or lower top_k."
+        )
 
 
 def as_request_error(error: Exception) -> RequestError:
