@@ -39,6 +39,12 @@ def test_examples_are_short_sentences_of_the_validation_text(server: Server, ser
         assert sentence in text and "[" not in sentence
 
 
+def test_texts_are_not_split_while_the_server_stops(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.service, "is_stopping", True)
+    answer = server.client.post("/page/segments", json={"text": "the film"})
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+
+
 def test_segments_and_numbers_of_tokens(server: Server, served_run: Any) -> None:
     text = f" Isn't {ONE}\n"
     answer = server.client.post("/page/segments", json={"text": text}).json()

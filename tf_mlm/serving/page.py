@@ -61,11 +61,18 @@ def routes(service: Service, content: PageContent) -> list[Route]:
         ]
         return json_response({"models": found, "examples": content.examples, "runs": list(content.runs)})
 
+    splitting = asyncio.Semaphore(limits.batch_texts)  # outside of the queues of the models
+
     async def split(request: Request) -> Response:
         text = read_text(await read_object(request, limits), "text", limits)
+        if service.is_stopping:
+            raise RequestError("The server is stopping; send the request again later.", 503, retry_after=5)
+        if splitting.locked():
+            raise RequestError("Too many texts are being split; send the request again later.", 429, 1)
         first = next(iter(service.models.values()))
-        found = await asyncio.to_thread(first.split, text)
-        counts = {name: await asyncio.to_thread(model.count_tokens, text) for name, model in service.models.items()}
+        async with splitting:
+            found = await asyncio.to_thread(first.split, text)
+            counts = {name: await asyncio.to_thread(model.count_tokens, text) for name, model in service.models.items()}
         known = {name: count for name, count in counts.items() if count is not None}
         return json_response(
             {"segments": [{"text": e.text, "word": e.word, "mask": e.mask} for e in found], "num_tokens": known}
