@@ -68,6 +68,10 @@ class PreparedData(ABC):
         """
         return None
 
+    def continue_at(self, position: dict[str, Any] | None) -> None:
+        """Read from a result of `position_before` on, possibly of an earlier process."""
+        assert position is None
+
     @abstractmethod
     def collator(self, config: Config, tokenizer: PreTrainedTokenizerFast, *, validation: bool = False) -> Collator:
         """The collator of the training or the validation sequences."""
@@ -79,13 +83,8 @@ class PreparedData(ABC):
         epochs: int,
         first_batch: int = 0,
         share: Share | None = None,
-        position: dict[str, Any] | None = None,
     ) -> Any:
-        """Batches of `train_rows`: see `build_train_dataset`.
-
-        Args:
-            position: a result of `position_before` for `first_batch`, possibly of an earlier process.
-        """
+        """Batches of `train_rows`: see `build_train_dataset`."""
         return build_train_dataset(
             self.collator(config, tokenizer),
             self.train_rows,
@@ -203,18 +202,9 @@ class StreamedData(MaskedData):
     def position_before(self, config: Config, batch: int) -> dict[str, Any]:
         return self.train.position_before(batch * config.training.batch_size)
 
-    def train_dataset(
-        self,
-        config: Config,
-        tokenizer: PreTrainedTokenizerFast,
-        epochs: int,
-        first_batch: int = 0,
-        share: Share | None = None,
-        position: dict[str, Any] | None = None,
-    ) -> Any:
+    def continue_at(self, position: dict[str, Any] | None) -> None:
         if position is not None:
             self.train.continue_at(position)
-        return super().train_dataset(config, tokenizer, epochs, first_batch, share)
 
 
 def prepare_stream(config: Config, stream: DocumentStream, tokenizer: PreTrainedTokenizerFast) -> StreamedData:

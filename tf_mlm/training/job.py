@@ -111,9 +111,8 @@ class Job:
         """The remaining batches, starting after `progress`."""
         last_batch = progress.next_batch + self.length.num_train_steps - progress.step
         epochs = -(-last_batch // self.length.steps_per_epoch)
-        dataset = self.data.train_dataset(
-            self.config, self.tokenizer, epochs, progress.next_batch, self._share, progress.stream
-        )
+        self.data.continue_at(progress.stream)
+        dataset = self.data.train_dataset(self.config, self.tokenizer, epochs, progress.next_batch, self._share)
         return self._distribute(dataset) if self._share else dataset
 
     def count_tokens(self, progress: Progress, first_step: int, end_step: int) -> int:
